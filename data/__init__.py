@@ -1,0 +1,1 @@
+"""Tokens on disk and in motion: shard format, fetching, checking, tokenising, the stream. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""The referee and everything that judges: tracks, launch, events, records, rules, statistics. Imports data, never a trainer."""
