@@ -1,0 +1,284 @@
+"""Starts one run under torchrun, follows its event file, and makes sure that nothing is left running and the reason is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from data.errors import UserError
+from harness.events import EventWriter, parse_line, read_events
+from harness.home import repository
+from harness.job import Job
+from harness.orphan import die_with_parent
+
+_POLL_S = 0.1
+_LOAD_EVERY_S = 2.0
+_PATIENCE_S = 5.0  # between asking processes to end and ending them
+RESERVE_BYTES = 1 << 16  # kept free in every run's folder, so that a full disk still has room for the reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """How many processes, where; the fields go to torchrun as they are."""
+
+    processes_per_node: int
+    nnodes: int = 1
+    node_rank: int = 0
+    rdzv_endpoint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    finished: bool
+    reason: str | None  # None: finished
+    process_time_ms: float  # launch to exit
+    other_load_cores: float | None  # mean cores busy with other work meanwhile
+
+
+def run_training(job: Job, nodes: Nodes, watch: Callable[[dict], None]) -> Outcome:
+    """Run one training to its end.
+
+    Args:
+        job: what to run; its run_folder exists.
+        nodes: processes and rendezvous.
+        watch: called with every event as it appears.
+
+    Raises:
+        KeyboardInterrupt: passed on after all processes are gone and the reason is written.
+    """
+    folder = Path(job.run_folder)
+    job_path, events_path = folder / "job.json", folder / "events.jsonl"
+    job.save(job_path)
+    (folder / "reserve").write_bytes(b"\0" * RESERVE_BYTES)
+    follower, load = _Follower(events_path), None
+    begun = time.perf_counter()
+    with (folder / "output.log").open("wb") as output:
+        process = subprocess.Popen(
+            command(job_path, nodes),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=worker_environment(job),
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        try:
+            load = _OtherLoad(process.pid)
+            while process.poll() is None:
+                for event in follower.new():
+                    watch(event)
+                load.sample()
+                time.sleep(_POLL_S)
+            process_time_ms = round((time.perf_counter() - begun) * 1e3, 1)
+            for event in follower.new():
+                watch(event)
+        except BaseException as error:
+            _stop(process)
+            _write_failure(folder, {"reason": _name_of(error), "rank": None})
+            raise
+    _stop(process)
+    reason = _reason(folder, process.returncode)
+    finished = reason is None and (nodes.node_rank > 0 or follower.last == "finish")
+    if not finished and nodes.node_rank == 0:
+        failure = reason or {"reason": "the processes ended without a finish event", "rank": None}
+        _write_failure(folder, failure)
+        reason = failure
+    (folder / "reserve").unlink(missing_ok=True)
+    return Outcome(finished=finished, reason=None if finished else _sentence(reason), process_time_ms=process_time_ms, other_load_cores=load.mean_cores())
+
+
+def command(job_path: Path, nodes: Nodes) -> list[str]:
+    """The torchrun command line of one run."""
+    if nodes.nnodes == 1:
+        meeting = ["--standalone"]
+    else:
+        host, _, port = nodes.rdzv_endpoint.rpartition(":")
+        meeting = [f"--nnodes={nodes.nnodes}", f"--node-rank={nodes.node_rank}", f"--master-addr={host}", f"--master-port={port}"]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *meeting,
+        f"--nproc-per-node={nodes.processes_per_node}",
+        "--max-restarts=0",
+        "-m",
+        "harness.worker",
+        str(job_path),
+    ]
+
+
+def worker_environment(job: Job) -> dict[str, str]:
+    """Environment of the ranks: this one, with our modules to be found and a thread count that does not depend on torchrun."""
+    paths = [str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(job.threads),
+        "TORCHELASTIC_ERROR_FILE": str(Path(job.run_folder) / "torchrun-error.json"),
+    }
+
+
+class _Follower:
+    """Reads whole lines that are new in a growing event file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at, self.last = path, 0, None
+
+    def new(self) -> list[dict]:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._at)
+                block = file.read()
+        except FileNotFoundError:
+            return []
+        whole = block[: block.rfind(b"\n") + 1]
+        self._at += len(whole)
+        events = [parse_line(line, str(self._path)) for line in whole.decode().splitlines()]
+        if events:
+            self.last = events[-1]["event"]
+        return events
+
+
+class _OtherLoad:
+    """How many cores are busy with work that is not this run's."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._own: dict[int, float] = {}
+        self._next = self._begun = time.monotonic()
+        self._busy_before = _busy_s()
+        self._elapsed = self._other = None
+        self.sample()
+
+    def sample(self) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _LOAD_EVERY_S
+        try:
+            tree = [self._root, *self._root.children(recursive=True), psutil.Process()]
+        except psutil.Error:
+            return
+        for process in tree:
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            seen = times.user + times.system
+            self._own.setdefault(-process.pid, seen if process.pid == os.getpid() else 0.0)  # the launcher's own past does not count
+            self._own[process.pid] = seen
+        own = sum(seen for pid, seen in self._own.items() if pid > 0) - sum(seen for pid, seen in self._own.items() if pid < 0)
+        self._elapsed, self._other = now - self._begun, _busy_s() - self._busy_before - own
+
+    def mean_cores(self) -> float | None:
+        if not self._elapsed:
+            return None
+        return round(max(0.0, self._other / self._elapsed), 2)
+
+
+def _busy_s() -> float:
+    """Seconds all processors together have worked since the machine started."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End torchrun and everything it started; they sit in sessions of their own, so the tree is walked."""
+    try:
+        tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    except psutil.Error:
+        tree = []
+    previous = _ignore_interrupts()  # a second Ctrl-C does not leave processes behind
+    try:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for child in tree:
+            try:
+                child.kill()
+            except psutil.Error:
+                continue
+        psutil.wait_procs(tree, timeout=_PATIENCE_S)
+    finally:
+        _restore_interrupts(previous)
+
+
+def _ignore_interrupts():
+    try:
+        return signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread
+        return None
+
+
+def _restore_interrupts(previous) -> None:
+    if previous is not None:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _reason(folder: Path, returncode: int) -> dict | None:
+    """Why the run failed, from what the ranks left behind: their own notes, then torchrun's report of signals."""
+    notes = []
+    for path in sorted(folder.glob("failure-*.json"), key=lambda path: path.stat().st_mtime_ns):
+        try:
+            notes.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError:
+            continue
+    if notes:
+        return notes[0]
+    if returncode == 0:
+        return None
+    text = (folder / "output.log").read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", text, re.DOTALL)
+    if found:
+        rank, code = int(found[1]), int(found[2])
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return {"reason": f"rank {rank} {how}", "rank": rank, "where": str(folder / "output.log"), "fix": _FIX.get(code)}
+    last = (text.strip().splitlines() or ["no output"])[-1]
+    return {"reason": f"torchrun ended with exit code {returncode}: {last[:300]}", "rank": None, "where": str(folder / "output.log")}
+
+
+_FIX = {-9: "Was memory short? The system kills the largest process then; try --set micro_batch=..."}
+
+
+def _name_of(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted by Ctrl-C"
+    return f"the launcher failed: {type(error).__name__}: {error}"
+
+
+def _sentence(failure: dict) -> str:
+    return "\n  ".join(str(part) for part in (failure["reason"], failure.get("where"), failure.get("fix")) if part)
+
+
+def _write_failure(folder: Path, failure: dict) -> None:
+    """Append the failure event; the ranks are gone, so this is the only writer."""
+    (folder / "reserve").unlink(missing_ok=True)
+    path = folder / "events.jsonl"
+    events = read_events(path, allow_partial=True) if path.exists() else []
+    steps = [event["step"] for event in events if "step" in event]
+    writer = EventWriter(path)
+    try:
+        writer.write({"event": "failure", "reason": failure["reason"], "rank": failure.get("rank"), "step": steps[-1] if steps else 0})
+    except UserError:
+        pass  # not even the reserve is left; the reason is still told on the terminal and in the ledger
+    finally:
+        writer.close()
