@@ -82,7 +82,9 @@ def _lock(folder: Path, report: Callable[[Progress], None]):
             report(Progress(shards_done=0, shards=0, bytes_done=0, bytes=0, seconds=0.0, note=f"waiting for another fetch into {folder}"))
             lock.acquire()
     except OSError as error:
-        raise UserError(f"data folder cannot be written: {error.strerror}", where=str(folder), fix="Set SPEEDRUN_HOME to a folder of yours") from None
+        raise UserError(
+            f"data folder cannot be written: {error.strerror}", where=str(folder), fix="Set SPEEDRUN_HOME to a folder of yours"
+        ) from None
     try:
         yield
     finally:

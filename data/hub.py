@@ -143,7 +143,9 @@ def _list(dataset: Dataset) -> _Listing:
     """Ask the Hub once, with a short patience, what the revision holds; later requests name the commit it answered."""
     place = f"{dataset.repo} (revision {dataset.revision})"
     if _offline():
-        raise HubUnreachable("HF_HUB_OFFLINE forbids to ask the Hub", where=place, fix="Unset HF_HUB_OFFLINE, or put the files there yourself")
+        raise HubUnreachable(
+            "HF_HUB_OFFLINE forbids to ask the Hub", where=place, fix="Unset HF_HUB_OFFLINE, or put the files there yourself"
+        )
     hub = _hub()
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -160,7 +162,9 @@ def _list(dataset: Dataset) -> _Listing:
             f"dataset {dataset.repo} has no revision {dataset.revision!r}", where=place, fix="Check [data] revision in the track file"
         ) from None
     except HfHubHTTPError as error:
-        raise HubUnreachable(f"the Hub answered {error.response.status_code}", where=place, fix="Try again later: speedrun data get TRACK") from None
+        raise HubUnreachable(
+            f"the Hub answered {error.response.status_code}", where=place, fix="Try again later: speedrun data get TRACK"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, _transport_error()) as error:
         fix = "Check the connection, HF_ENDPOINT and the proxy, then run the same command again"
         raise HubUnreachable(f"the Hub does not answer ({_one_line(error)})", where=_endpoint() or place, fix=fix) from None
@@ -200,7 +204,10 @@ def _job(dataset: Dataset, folder: Path, listing: _Listing, name: str) -> _Job:
     if wanted and theirs and wanted != theirs:
         why, fix = {
             "pinned": ("pinned by the track", "Name in [data] revision the commit that has it"),
-            "hub": ("fetched from it before", "Delete manifest.json in the data folder to take the new one; losses before and after do not compare"),
+            "hub": (
+                "fetched from it before",
+                "Delete manifest.json in the data folder to take the new one; losses before and after do not compare",
+            ),
         }[source]
         raise UserError(f"the Hub has another {name}: sha256 {theirs}, wanted {wanted} ({why})", where=place, fix=fix)
     return _Job(name=name, bytes=size, wanted=wanted or theirs, source=source or "hub")
@@ -285,7 +292,9 @@ def _bring(dataset: Dataset, folder: Path, commit: str, jobs: list[_Job], report
         report(progress())
     finally:
         meter.stop.set()
-        patience = time.monotonic() + 0.5  # on success they are done; one that hangs in a read stops at its next chunk, without a name to write
+        patience = (
+            time.monotonic() + 0.5
+        )  # on success they are done; one that hangs in a read stops at its next chunk, without a name to write
         for thread in threads:
             thread.join(timeout=max(0.0, patience - time.monotonic()))
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)

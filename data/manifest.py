@@ -208,5 +208,8 @@ _ORIGIN = {
 def _status(name: str, state: State, source: Source | None, **facts) -> ShardStatus:
     """A status whose unnamed facts are those of a file that is not there."""
     return ShardStatus(
-        name=name, state=state, source=source, **{"bytes": 0, "tokens": None, "sha256": None, "wanted": None, "problem": None, "fix": None} | facts
+        name=name,
+        state=state,
+        source=source,
+        **{"bytes": 0, "tokens": None, "sha256": None, "wanted": None, "problem": None, "fix": None} | facts,
     )

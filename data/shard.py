@@ -70,7 +70,9 @@ def open_shard(path: Path) -> np.memmap:
     if header[0] != MAGIC:
         raise UserError(f"not a token shard: magic number is {header[0]}, wanted {MAGIC}", where=str(path), fix=fix)
     if header[1] != VERSION:
-        raise UserError(f"token shard has version {header[1]}, this program reads {VERSION}", where=str(path), fix="Write it again in version 1 format")
+        raise UserError(
+            f"token shard has version {header[1]}, this program reads {VERSION}", where=str(path), fix="Write it again in version 1 format"
+        )
     count = int(header[2])
     expected = HEADER_BYTES + TOKEN_BYTES * count
     if count <= 0 or size != expected:

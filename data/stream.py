@@ -79,7 +79,16 @@ class BatchStream:
     """
 
     def __init__(
-        self, tokens: TokenSequence, *, batch_tokens: int, sequence_length: int, rank: int, world_size: int, device: torch.device, position: int = 0, paused: bool = False
+        self,
+        tokens: TokenSequence,
+        *,
+        batch_tokens: int,
+        sequence_length: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        position: int = 0,
+        paused: bool = False,
     ) -> None:
         if batch_tokens <= 0 or batch_tokens % (sequence_length * world_size):
             raise UserError(

@@ -60,7 +60,12 @@ def make_attempt(plan: Plan, watch: Watch) -> Attempted:
             _save_state(folder, plan, "finished", None)
             return Attempted(folder=folder, record_folder=None, record=None, test=None)
         record = _record(plan, results, begun)
-        write_record(plan.record, record, source=folder / "source", events=[folder / run.events.removesuffix(".jsonl") / "events.jsonl" for run in results])
+        write_record(
+            plan.record,
+            record,
+            source=folder / "source",
+            events=[folder / run.events.removesuffix(".jsonl") / "events.jsonl" for run in results],
+        )
     except KeyboardInterrupt as error:
         _save_state(folder, plan, "interrupted", str(error) or "Ctrl-C")
         raise
@@ -68,7 +73,9 @@ def make_attempt(plan: Plan, watch: Watch) -> Attempted:
         _save_state(folder, plan, "failed", str(error))
         raise
     _save_state(folder, plan, "finished", None)
-    return Attempted(folder=folder, record_folder=plan.record, record=record, test=target_test([run.val_loss for run in results], plan.track))
+    return Attempted(
+        folder=folder, record_folder=plan.record, record=record, test=target_test([run.val_loss for run in results], plan.track)
+    )
 
 
 def _new_folder(plan: Plan, begun: datetime) -> Path:
@@ -76,7 +83,9 @@ def _new_folder(plan: Plan, begun: datetime) -> Path:
     try:
         (folder / "runs").mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"cannot make the attempt's folder: {error.strerror}", where=str(folder), fix="Free some space, or set SPEEDRUN_HOME") from None
+        raise UserError(
+            f"cannot make the attempt's folder: {error.strerror}", where=str(folder), fix="Free some space, or set SPEEDRUN_HOME"
+        ) from None
     return folder
 
 
@@ -100,13 +109,21 @@ def _one_run(plan: Plan, folder: Path, number: int, seed: int, watch: Watch) -> 
         raise
     if not outcome.finished:
         ledger.append(home.ledger_path(), entry="run_ended", outcome="failed", reason=outcome.reason, **identity)
-        raise RunFailed(f"run {number} (seed {seed}) failed: {outcome.reason}", where=f"events and output: {run_folder}", fix="No record was written")
+        raise RunFailed(
+            f"run {number} (seed {seed}) failed: {outcome.reason}", where=f"events and output: {run_folder}", fix="No record was written"
+        )
     if plan.request.node_rank > 0:
         ledger.append(home.ledger_path(), entry="run_ended", outcome="finished", **identity)
         return None
     result = _result(run_folder, seed, outcome)
     ledger.append(
-        home.ledger_path(), entry="run_ended", outcome="finished", val_loss=result.val_loss, train_time_ms=result.train_time_ms, tokens=result.tokens, **identity
+        home.ledger_path(),
+        entry="run_ended",
+        outcome="finished",
+        val_loss=result.val_loss,
+        train_time_ms=result.train_time_ms,
+        tokens=result.tokens,
+        **identity,
     )
     return result
 
@@ -135,7 +152,10 @@ def _job(plan: Plan, folder: Path, run_folder: Path, seed: int) -> Job:
 def _nodes(plan: Plan) -> Nodes:
     request = plan.request
     return Nodes(
-        processes_per_node=plan.processes // request.nnodes, nnodes=request.nnodes, node_rank=request.node_rank, rdzv_endpoint=request.rdzv_endpoint
+        processes_per_node=plan.processes // request.nnodes,
+        nnodes=request.nnodes,
+        node_rank=request.node_rank,
+        rdzv_endpoint=request.rdzv_endpoint,
     )
 
 

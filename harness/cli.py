@@ -51,9 +51,21 @@ def cli() -> None:
     """
 
 
+def require_python() -> None:
+    """Refuse a python that is too old; run from a checkout, nothing else looks.
+
+    Raises:
+        UserError: with the version found and the version wanted.
+    """
+    if sys.version_info < (3, 11):  # noqa: UP036  this is what tells
+        found = ".".join(map(str, sys.version_info[:3]))
+        raise UserError(f"python {found} is too old, wanted at least 3.11", fix="./run.sh looks for a newer one; PYTHON=... names it")
+
+
 def main() -> None:
     """Entry point: a user's mistake ends in a few lines on stderr and exit code 1, wrong usage in 2, Ctrl-C in 130."""
     try:
+        require_python()
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -61,12 +73,17 @@ def main() -> None:
     except UserError as error:
         click.echo(f"Error: {error}", err=True)
         code = 1
-    except (click.Abort, KeyboardInterrupt) as error:
-        click.echo(f"Stopped: {str(error) or 'interrupted by Ctrl-C'}. Nothing is left running; speedrun attempts shows what was done.", err=True)
-        code = 130
     except BrokenPipeError:  # the reader of a pipe has gone
         sys.stderr.close()
         code = 1
+    except OSError as error:  # a disk that fills up, a folder that goes away: ours to expect, not ours to mend
+        click.echo(f"Error: {error.strerror or error}\n  {error.filename or 'no file named'}", err=True)
+        code = 1
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(
+            f"Stopped: {str(error) or 'interrupted by Ctrl-C'}. Nothing is left running; speedrun attempts shows what was done.", err=True
+        )
+        code = 130
     sys.exit(code if isinstance(code, int) else 0)
 
 

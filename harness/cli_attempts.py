@@ -27,4 +27,6 @@ def attempts(as_json: bool) -> None:
     for run in runs:
         loss = f"val_loss {run['val_loss']:.4f}" if run.get("val_loss") is not None else (run.get("reason") or "").splitlines()[0:1]
         tail = loss if isinstance(loss, str) else " ".join(loss)
-        click.echo(f"{run['at']}  {run['track']:<8} {run['recipe_name']:<8} seed {run['seed']:<11} {run['outcome']:<11} {tail}  {run['attempt']}")
+        click.echo(
+            f"{run['at']}  {run['track']:<8} {run['recipe_name']:<8} seed {run['seed']:<11} {run['outcome']:<11} {tail}  {run['attempt']}"
+        )

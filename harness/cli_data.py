@@ -117,7 +117,9 @@ def _open(track: str, shards: int | None):
 
     dataset = load_track(track).data
     if shards is not None and shards > len(dataset.train_shards):
-        raise click.BadParameter(f"{shards} is more than the {len(dataset.train_shards)} training shards of {dataset.name}", param_hint="--shards")
+        raise click.BadParameter(
+            f"{shards} is more than the {len(dataset.train_shards)} training shards of {dataset.name}", param_hint="--shards"
+        )
     return dataset, data_folder(dataset.name)
 
 

@@ -45,6 +45,8 @@ def _print_checks(checks: list[Check]) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         state = f"{check.state:<4}"
-        click.echo(f"{click.style(state, fg=_COLOURS[check.state]) if sys.stdout.isatty() else state}  {check.name:<{width}}  {check.found}")
+        click.echo(
+            f"{click.style(state, fg=_COLOURS[check.state]) if sys.stdout.isatty() else state}  {check.name:<{width}}  {check.found}"
+        )
         if check.fix:
             click.echo(f"{'':<{width + 6}}  {check.fix}")

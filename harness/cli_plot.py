@@ -24,7 +24,10 @@ def _figure_options(command: Callable) -> Callable:
         click.argument("records", nargs=-1, type=click.Path(path_type=Path)),
         click.option("--track", metavar="NAME", help=f"Only records of this track; without RECORDS, {_DEFAULT_TRACK} when not given."),
         click.option(
-            "--out", type=click.Path(path_type=Path), metavar="BASE", help="Write BASE.png and BASE.svg; by default COMMAND-TRACK in this folder."
+            "--out",
+            type=click.Path(path_type=Path),
+            metavar="BASE",
+            help="Write BASE.png and BASE.svg; by default COMMAND-TRACK in this folder.",
         ),
         click.option("--csv", "csv_file", metavar="FILE", help="Write the numbers of the figure too; - for stdout."),
         click.option("--json", "as_json", is_flag=True, help="Print files and numbers of each record as JSON."),
@@ -68,7 +71,9 @@ def time_command(records: tuple[Path, ...], track: str | None, out: Path | None,
     _plot("time", time, records, track, out, csv_file, as_json)
 
 
-def _plot(kind: str, draw: Callable, records: Sequence[Path], track: str | None, out: Path | None, csv_file: str | None, as_json: bool) -> None:
+def _plot(
+    kind: str, draw: Callable, records: Sequence[Path], track: str | None, out: Path | None, csv_file: str | None, as_json: bool
+) -> None:
     """Records -> tables -> figure -> files -> a few lines."""
     from plots.frame import summaries, validations
     from plots.style import replace_file, save
@@ -110,14 +115,18 @@ def choose_records(records: Sequence[Path], track: str | None) -> list[Path]:
     if records:
         folders = [folder for folder in find_records(records) if track is None or read_record(folder).track == track]
         if not folders:
-            raise UserError(f"none of the records given is of track {track}", where="--track", fix="Leave out --track, or give other records")
+            raise UserError(
+                f"none of the records given is of track {track}", where="--track", fix="Leave out --track, or give other records"
+            )
         return folders
     track = load_track(track or _DEFAULT_TRACK).id
     places = [root / track for root in (Path("records"), repository() / "records")]
     place = next((place for place in places if any(place.glob("*/record.json"))), None)
     if place is None:
         raise UserError(
-            f"there are no records of track {track} yet", where=str(places[-1]), fix=f"speedrun run --track {track}, or give the folders of records"
+            f"there are no records of track {track} yet",
+            where=str(places[-1]),
+            fix=f"speedrun run --track {track}, or give the folders of records",
         )
     return find_records([place])
 

@@ -11,7 +11,10 @@ import click
 
 @click.command()
 @click.argument("trainer", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--track", help="Race: pocket, fineweb, fineweb-medium, fineweb-steps, or the path of a .toml file. Default: pocket without a GPU, else fineweb.")
+@click.option(
+    "--track",
+    help="Race: pocket, fineweb, fineweb-medium, fineweb-steps, or the path of a .toml file. Default: pocket without a GPU, else fineweb.",
+)
 @click.option("--recipe", help="The trainer's recipe for the track, such as muon or adamw. Default: its first.")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs over all nodes. Default: all there are.")
 @click.option("--nproc", type=click.IntRange(1), help="Processes of a node for a race on the processor. Default: 1.")
@@ -45,7 +48,9 @@ def run(trainer: Path | None, authors: tuple[str, ...], dry_run: bool, as_json: 
     from harness.progress import Progress
 
     signal.signal(signal.SIGTERM, _terminated)
-    plan = make_plan(Request(trainer=trainer or repository() / "trainer", authors=authors, **options), say=lambda text: click.echo(text, err=True))
+    plan = make_plan(
+        Request(trainer=trainer or repository() / "trainer", authors=authors, **options), say=lambda text: click.echo(text, err=True)
+    )
     if dry_run:
         click.echo(json.dumps(plan.summary(), indent=1, sort_keys=True) if as_json else plan_text(plan))
         return

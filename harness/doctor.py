@@ -17,7 +17,7 @@ import psutil
 from data.errors import UserError
 from data.manifest import Entry, hashed_entry, read_manifest, wanted_digest
 from harness import home
-from harness.machine import Gpu, Machine, installed_version, require_versions, this_machine
+from harness.machine import Gpu, Machine, installed_version, require_torch, this_machine
 from harness.track import Track, load_track, track_names
 
 State = Literal["ok", "warn", "fail"]
@@ -64,7 +64,7 @@ def versions() -> Check:
     """Python and torch, by their metadata; torch itself takes seconds to import."""
     found = f"python {platform.python_version()}, torch {installed_version('torch')}"
     try:
-        require_versions()
+        require_torch()
     except UserError as error:
         return Check(name="versions", state="fail", found=error.what, fix=error.fix)
     return Check(name="versions", state="ok", found=found)
@@ -96,7 +96,9 @@ def memory(machine: Machine) -> Check:
     """Free memory of the machine."""
     found = f"{machine.available_mib} of {machine.memory_mib} MiB are free"
     if machine.available_mib < _LEAST_MEMORY_MIB:
-        return Check(name="memory", state="warn", found=found, fix=f"Free some: a pocket race wants {_LEAST_MEMORY_MIB} MiB, or --set micro_batch=4")
+        return Check(
+            name="memory", state="warn", found=found, fix=f"Free some: a pocket race wants {_LEAST_MEMORY_MIB} MiB, or --set micro_batch=4"
+        )
     return Check(name="memory", state="ok", found=found)
 
 
@@ -133,7 +135,9 @@ def load(cores: int, busy: float) -> Check:
     """
     found = f"{busy:.1f} of {cores} cores are busy with other work"
     if busy > _BUSY_CORES:
-        return Check(name="load", state="warn", found=found, fix="End other work before a race for time; its time is recorded with the load")
+        return Check(
+            name="load", state="warn", found=found, fix="End other work before a race for time; its time is recorded with the load"
+        )
     return Check(name="load", state="ok", found=found)
 
 

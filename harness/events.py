@@ -55,7 +55,9 @@ class EventWriter:
         except OSError as error:
             os.ftruncate(self._file, self._size)
             raise UserError(
-                f"cannot write the event file: {error.strerror}", where=str(self.path), fix="Free some space, or set SPEEDRUN_HOME to a larger disk"
+                f"cannot write the event file: {error.strerror}",
+                where=str(self.path),
+                fix="Free some space, or set SPEEDRUN_HOME to a larger disk",
             ) from None
         self._chain, self._size = chain, self._size + len(line)
 
@@ -84,7 +86,9 @@ def read_events(path: Path, *, allow_partial: bool = False) -> list[dict]:
     except FileNotFoundError:
         raise UserError("event file is not there", where=str(path), fix="Copy the complete record folder") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"event file is not UTF-8 text: {error.reason} at byte {error.start}", where=str(path), fix="Copy the file again") from None
+        raise UserError(
+            f"event file is not UTF-8 text: {error.reason} at byte {error.start}", where=str(path), fix="Copy the file again"
+        ) from None
     lines = text.split("\n")
     last = lines.pop()
     if last and not allow_partial:
@@ -100,7 +104,7 @@ def parse_line(line: str, where: str) -> dict:
     """
     try:
         event = json.loads(line, parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"event line is not JSON: {error}", where=where, fix="Copy the file again, or run this seed again") from None
     if not isinstance(event, dict) or event.get("event") not in KINDS or not isinstance(event.get("chain"), str):
         raise UserError("line is not an event of this program", where=where, fix=f"An event has a chain and is one of {', '.join(KINDS)}")

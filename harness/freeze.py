@@ -21,7 +21,11 @@ def freeze(trainer: Path, version: str) -> None:
     path, digest = trainer / "FROZEN", source_digest(trainer)
     versions = frozen_versions() if path.is_file() else {}
     if version in versions.values() or digest in versions:
-        raise UserError(f"version {versions.get(digest, version)} is frozen already", where=str(path), fix="Choose a new version, or leave trainer/ as it is")
+        raise UserError(
+            f"version {versions.get(digest, version)} is frozen already",
+            where=str(path),
+            fix="Choose a new version, or leave trainer/ as it is",
+        )
     versions[digest] = version
     lines = [f"version {name} {found}\n" for found, name in versions.items()]
     lines += [f"{found}  {name}\n" for name, found in file_digests(trainer).items()]

@@ -97,7 +97,12 @@ def run_training(job: Job, nodes: Nodes, watch: Callable[[dict], None]) -> Outco
         _write_failure(folder, failure)
         reason = failure
     (folder / "reserve").unlink(missing_ok=True)
-    return Outcome(finished=finished, reason=None if finished else _sentence(reason), process_time_ms=process_time_ms, other_load_cores=load.mean_cores())
+    return Outcome(
+        finished=finished,
+        reason=None if finished else _sentence(reason),
+        process_time_ms=process_time_ms,
+        other_load_cores=load.mean_cores(),
+    )
 
 
 def command(job_path: Path, nodes: Nodes) -> list[str]:
@@ -129,6 +134,7 @@ def worker_environment(job: Job) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(job.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning make a busy machine several times slower
         "TORCHELASTIC_ERROR_FILE": str(Path(job.run_folder) / "torchrun-error.json"),
     }
 

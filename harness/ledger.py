@@ -41,7 +41,11 @@ def append(path: Path, **entry: Any) -> None:
                 os.ftruncate(file.fileno(), before)
                 raise
     except OSError as error:
-        raise UserError(f"cannot write the ledger: {error.strerror}", where=str(path), fix="Free some space, or set SPEEDRUN_HOME to a folder you may write") from None
+        raise UserError(
+            f"cannot write the ledger: {error.strerror}",
+            where=str(path),
+            fix="Free some space, or set SPEEDRUN_HOME to a folder you may write",
+        ) from None
 
 
 def read(path: Path) -> list[dict]:

@@ -114,17 +114,19 @@ def require_devices(machine: Machine, gpus: int) -> None:
     """
     if gpus > len(machine.gpus):
         found = f"this machine has {len(machine.gpus)}" if machine.gpus else "this machine has none that the NVIDIA driver shows"
-        raise UserError(f"{gpus} GPUs asked for, {found}", where="--gpus", fix="Ask for fewer, or leave out --gpus and choose --nproc for a run on the processor")
+        raise UserError(
+            f"{gpus} GPUs asked for, {found}",
+            where="--gpus",
+            fix="Ask for fewer, or leave out --gpus and choose --nproc for a run on the processor",
+        )
 
 
-def require_versions() -> None:
-    """Refuse a python or torch that is too old, before either does something odd.
+def require_torch() -> None:
+    """Refuse a torch that is too old, before it does something odd.
 
     Raises:
         UserError: with the version found and the version wanted.
     """
-    if sys.version_info < (3, 11):
-        raise UserError(f"python {platform.python_version()} is too old, wanted at least 3.11", fix="Run ./run.sh with python3.11 or newer first on PATH")
     found = installed_version("torch")
     if found == "unknown":
         raise UserError("torch is not installed", fix="Install this project: pip install -e . -c constraints.txt")
@@ -167,5 +169,9 @@ def _nvidia() -> tuple[tuple[Gpu, ...], str | None]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         chosen = [part.strip() for part in visible.split(",") if part.strip() and part.strip() != "-1"]
-        gpus = [gpus[int(part)] for part in chosen if part.isdigit() and int(part) < len(gpus)] if all(part.isdigit() for part in chosen) else gpus[: len(chosen)]
+        gpus = (
+            [gpus[int(part)] for part in chosen if part.isdigit() and int(part) < len(gpus)]
+            if all(part.isdigit() for part in chosen)
+            else gpus[: len(chosen)]
+        )
     return tuple(gpus), driver

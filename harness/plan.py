@@ -15,7 +15,7 @@ from data.fetch import get
 from data.manifest import require_shards
 from data.shard import open_shard
 from harness import home, ledger
-from harness.machine import Machine, division, environment, require_devices, require_versions, this_machine
+from harness.machine import Machine, division, environment, require_devices, require_torch, this_machine
 from harness.record import record_folder, require_free, slug
 from harness.resolve import Resolved, resolve_recipe
 from harness.source import frozen_version, source_digest
@@ -118,7 +118,7 @@ def make_plan(request: Request, *, say=lambda text: None) -> Plan:
     Raises:
         UserError: the first thing that stands in the way.
     """
-    require_versions()
+    require_torch()
     machine = this_machine()
     gpus, processes = _devices(request, machine)
     track_name = request.track or ("fineweb" if machine.gpus else "pocket")
@@ -160,9 +160,15 @@ def make_plan(request: Request, *, say=lambda text: None) -> Plan:
 def _devices(request: Request, machine: Machine) -> tuple[int, int]:
     """(GPUs, processes), both over all nodes."""
     if request.gpus and request.nproc:
-        raise UserError("--gpus and --nproc together", where="--gpus", fix="--gpus N for a race on GPUs, --nproc N for one on the processor")
+        raise UserError(
+            "--gpus and --nproc together", where="--gpus", fix="--gpus N for a race on GPUs, --nproc N for one on the processor"
+        )
     if request.nnodes > 1 and not request.rdzv_endpoint:
-        raise UserError(f"{request.nnodes} nodes need a place to meet", where="--nnodes", fix="Give --rdzv-endpoint HOST:PORT of node 0, the same on every node")
+        raise UserError(
+            f"{request.nnodes} nodes need a place to meet",
+            where="--nnodes",
+            fix="Give --rdzv-endpoint HOST:PORT of node 0, the same on every node",
+        )
     if request.nnodes > 1 and request.seed is None:
         raise UserError("several nodes must agree on the seed", where="--nnodes", fix="Give the same --seed on every node")
     if not 0 <= request.node_rank < request.nnodes:
@@ -171,7 +177,9 @@ def _devices(request: Request, machine: Machine) -> tuple[int, int]:
         return 0, (request.nproc or 1) * request.nnodes
     gpus = request.gpus if request.gpus is not None else len(machine.gpus) * request.nnodes
     if gpus % request.nnodes:
-        raise UserError(f"{gpus} GPUs do not split over {request.nnodes} nodes", where="--gpus", fix="--gpus counts the GPUs of all nodes together")
+        raise UserError(
+            f"{gpus} GPUs do not split over {request.nnodes} nodes", where="--gpus", fix="--gpus counts the GPUs of all nodes together"
+        )
     require_devices(machine, gpus // request.nnodes)
     return gpus, gpus
 
@@ -181,7 +189,11 @@ def _recipe_numbers(resolved: Resolved, track: Track, processes: int) -> tuple[i
     recipe = resolved.recipe
     missing = [key for key in ("steps", "batch_tokens", "sequence_length", "vocab_size") if not isinstance(recipe.get(key), int)]
     if missing:
-        raise UserError(f"the recipe does not say {', '.join(missing)}", where=f"recipe {resolved.recipe_name}", fix="Give the recipe these integer fields")
+        raise UserError(
+            f"the recipe does not say {', '.join(missing)}",
+            where=f"recipe {resolved.recipe_name}",
+            fix="Give the recipe these integer fields",
+        )
     steps, batch_tokens, length = recipe["steps"], recipe["batch_tokens"], recipe["sequence_length"]
     if batch_tokens % (length * processes):
         raise UserError(
@@ -190,9 +202,15 @@ def _recipe_numbers(resolved: Resolved, track: Track, processes: int) -> tuple[i
             fix=f"Make it a multiple of {length * processes}, or use another number of processes",
         )
     if track.batch_tokens not in (None, batch_tokens):
-        raise UserError(f"track {track.id} fixes batch_tokens = {track.batch_tokens}, the recipe has {batch_tokens}", fix=f"--set batch_tokens={track.batch_tokens}")
+        raise UserError(
+            f"track {track.id} fixes batch_tokens = {track.batch_tokens}, the recipe has {batch_tokens}",
+            fix=f"--set batch_tokens={track.batch_tokens}",
+        )
     if recipe["vocab_size"] < track.data.vocab_size:
-        raise UserError(f"vocab_size {recipe['vocab_size']} is below the track's {track.data.vocab_size} tokens", fix=f"--set vocab_size={track.data.vocab_size}")
+        raise UserError(
+            f"vocab_size {recipe['vocab_size']} is below the track's {track.data.vocab_size} tokens",
+            fix=f"--set vocab_size={track.data.vocab_size}",
+        )
     return steps, batch_tokens
 
 
@@ -250,7 +268,11 @@ def _data(track: Track, tokens: int, say) -> tuple[tuple[Path, ...], tuple[Path,
     val = tuple(folder / name for name in track.data.val_shards)
     available = sum(open_shard(path).size for path in val)
     if available <= track.val_tokens:
-        raise UserError(f"validation needs {track.val_tokens + 1} tokens, the shards hold {available}", where=str(folder), fix=f"speedrun data get {track.id}")
+        raise UserError(
+            f"validation needs {track.val_tokens + 1} tokens, the shards hold {available}",
+            where=str(folder),
+            fix=f"speedrun data get {track.id}",
+        )
     return val, tuple(train), digests
 
 
@@ -265,7 +287,9 @@ def _memory_mib(resolved: Resolved) -> int:
     recipe = resolved.recipe
     length = recipe["sequence_length"]
     rows = min(recipe.get("micro_batch", recipe["batch_tokens"] // length), recipe["batch_tokens"] // length)
-    layers, width = (recipe[key] if isinstance(recipe.get(key), int) else 0 for key in ("layers", "width"))  # another trainer may count otherwise
+    layers, width = (
+        recipe[key] if isinstance(recipe.get(key), int) else 0 for key in ("layers", "width")
+    )  # another trainer may count otherwise
     activations = rows * length * layers * width * (_LOW_ACTIVATION_BYTES if recipe.get("precision") == "bfloat16" else _ACTIVATION_BYTES)
     logits = rows * length * recipe["vocab_size"] * _LOGIT_BYTES
     return math.ceil((_PROCESS_BYTES + resolved.parameters * _BYTES_PER_PARAMETER + activations + logits) / 2**20)
@@ -276,9 +300,15 @@ def _require_memory(machine: Machine, memory_mib: int, gpus: int, processes: int
     if gpus:
         smallest = min(gpu.memory_mib for gpu in machine.gpus)
         if memory_mib > smallest:
-            raise UserError(f"a process needs about {memory_mib} MiB of GPU memory, the GPU has {smallest} MiB", where="memory estimate", fix=fix)
+            raise UserError(
+                f"a process needs about {memory_mib} MiB of GPU memory, the GPU has {smallest} MiB", where="memory estimate", fix=fix
+            )
     elif memory_mib * processes > machine.available_mib:
-        raise UserError(f"{processes} processes need about {memory_mib * processes} MiB of memory, {machine.available_mib} MiB are free", where="memory estimate", fix=fix)
+        raise UserError(
+            f"{processes} processes need about {memory_mib * processes} MiB of memory, {machine.available_mib} MiB are free",
+            where="memory estimate",
+            fix=fix,
+        )
 
 
 def _require_disk(weights_bytes: int) -> None:
@@ -287,12 +317,18 @@ def _require_disk(weights_bytes: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise UserError(f"cannot use this folder: {error.strerror}", where=str(folder), fix="Set SPEEDRUN_HOME to a folder you may write") from None
+        raise UserError(
+            f"cannot use this folder: {error.strerror}", where=str(folder), fix="Set SPEEDRUN_HOME to a folder you may write"
+        ) from None
     if not os.access(folder, os.W_OK):
         raise UserError("cannot write to this folder", where=str(folder), fix="Set SPEEDRUN_HOME to a folder you may write")
     wanted = weights_bytes + (_SPARE_DISK_BYTES if weights_bytes > 100 << 20 else 1 << 20)
     if free < wanted:
-        raise UserError(f"{free >> 20} MiB free, weights and events need about {wanted >> 20} MiB", where=str(folder), fix="Free some space, or set SPEEDRUN_HOME")
+        raise UserError(
+            f"{free >> 20} MiB free, weights and events need about {wanted >> 20} MiB",
+            where=str(folder),
+            fix="Free some space, or set SPEEDRUN_HOME",
+        )
 
 
 def _minutes(resolved: Resolved, machine: Machine, tokens: int, gpus: int, track: Track, source_sha256: str) -> float:
@@ -304,4 +340,3 @@ def _minutes(resolved: Resolved, machine: Machine, tokens: int, gpus: int, track
     flops = 6.0 * resolved.parameters * tokens * 1.2  # attention on top
     rate = _GPU_TFLOPS * 1e12 * gpus if gpus else resolved.matmul_gflops * 1e9 * _ATTAINED
     return round(flops / rate / 60, 2)
-

@@ -85,7 +85,9 @@ def _convert(text: str, kind: Any, key: str) -> Any:
         if kind is str:
             return text
     except (ValueError, KeyError):
-        raise UserError(f"{key} wants {kind.__name__}, got {text!r}", where="--set", fix=f"For example --set {key}={_EXAMPLE[kind]}") from None
+        raise UserError(
+            f"{key} wants {kind.__name__}, got {text!r}", where="--set", fix=f"For example --set {key}={_EXAMPLE[kind]}"
+        ) from None
     raise UserError(f"{key} cannot be set from the command line", where="--set", fix="Change it in the trainer's recipe")
 
 

@@ -93,7 +93,9 @@ def slug(name: str) -> str:
     """
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].strip("-")
     if not words:
-        raise UserError(f"{name!r} has no letter or digit to make a folder name of", where="--name", fix="Give a name such as muon-baseline")
+        raise UserError(
+            f"{name!r} has no letter or digit to make a folder name of", where="--name", fix="Give a name such as muon-baseline"
+        )
     return words
 
 
@@ -109,7 +111,11 @@ def require_free(folder: Path) -> None:
         UserError: the folder is there already, or its parent cannot be written to.
     """
     if folder.exists():
-        raise UserError("there is already a record of this name and day", where=str(folder), fix="Choose another --name; existing records are never changed")
+        raise UserError(
+            "there is already a record of this name and day",
+            where=str(folder),
+            fix="Choose another --name; existing records are never changed",
+        )
     probe = folder.parent / f".probe-{uuid.uuid4().hex}"
     made = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
     try:
@@ -117,7 +123,9 @@ def require_free(folder: Path) -> None:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        raise UserError(f"records cannot be written: {error.strerror}", where=str(folder.parent), fix="Choose another folder with --records DIR") from None
+        raise UserError(
+            f"records cannot be written: {error.strerror}", where=str(folder.parent), fix="Choose another folder with --records DIR"
+        ) from None
     finally:
         for parent in made:
             if parent.is_dir():
@@ -143,14 +151,18 @@ def write_record(folder: Path, record: Record, *, source: Path, events: Sequence
         (partial / "runs").mkdir()
         for run, path in zip(record.runs, events, strict=True):
             shutil.copyfile(path, partial / run.events)
-        (partial / "record.json").write_text(json.dumps(record.model_dump(), indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        (partial / "record.json").write_text(
+            json.dumps(record.model_dump(), indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+        )
         (partial / "manifest.sha256").write_text(manifest_text(partial), encoding="utf-8")
         if folder.exists():
             raise FileExistsError(17, "a record of this name has appeared meanwhile")
         os.rename(partial, folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"the record could not be written: {error.strerror}", where=str(folder), fix="The attempt's folder still holds every run") from None
+        raise UserError(
+            f"the record could not be written: {error.strerror}", where=str(folder), fix="The attempt's folder still holds every run"
+        ) from None
 
 
 def manifest_text(folder: Path) -> str:
@@ -160,7 +172,11 @@ def manifest_text(folder: Path) -> str:
 
 def record_files(folder: Path) -> list[Path]:
     """Every file that a manifest covers, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in ("manifest.sha256", "manifest.sha256.sig"))
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).as_posix() not in ("manifest.sha256", "manifest.sha256.sig")
+    )
 
 
 def read_record(folder: Path) -> Record:
@@ -174,16 +190,31 @@ def read_record(folder: Path) -> Record:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Record.model_validate(values)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError("there is no record here: record.json is missing", where=str(folder), fix="Give the folder of a record, records/<track>/<date>-<name>") from None
+        raise UserError(
+            "there is no record here: record.json is missing",
+            where=str(folder),
+            fix="Give the folder of a record, records/<track>/<date>-<name>",
+        ) from None
     except ValidationError as error:
         found = values.get("schema_version") if isinstance(values, dict) else None
         if isinstance(found, int) and found != SCHEMA_VERSION:
-            raise UserError(f"record has schema version {found}, this program reads {SCHEMA_VERSION}", where=str(path), fix="Use the matching release") from None
+            raise UserError(
+                f"record has schema version {found}, this program reads {SCHEMA_VERSION}", where=str(path), fix="Use the matching release"
+            ) from None
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError(f"record.json is not valid: {key}: {first['msg']}", where=str(path), fix="Copy the record again; docs/record.schema.json has the schema") from None
-    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"record.json is not valid: {key}: {first['msg']}",
+            where=str(path),
+            fix="Copy the record again; docs/record.schema.json has the schema",
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"record.json is not JSON: {error}", where=str(path), fix="Copy the record again") from None
+
+
+def _is_own(file: Path) -> bool:
+    """Not a file of a trainer's source, nor of a record that is just being written."""
+    return "source" not in file.parts and not any(part.startswith(".partial") for part in file.parts)
 
 
 def find_records(paths: Sequence[Path]) -> list[Path]:
@@ -194,8 +225,11 @@ def find_records(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        inside = [path] if (path / "record.json").is_file() else sorted(file.parent for file in path.rglob("record.json") if "source" not in file.parts)
-        inside = [folder for folder in inside if not any(part.startswith(".partial") for part in folder.parts)]
+        inside = (
+            [path]
+            if (path / "record.json").is_file()
+            else sorted(file.parent for file in path.rglob("record.json") if _is_own(file.relative_to(path)))
+        )
         if not inside:
             raise UserError("no record here or below", where=str(path), fix="Give a record's folder, or a folder of records")
         found += [folder for folder in inside if folder not in found]

@@ -44,7 +44,15 @@ class Referee:
     """
 
     def __init__(
-        self, *, track: Track, seed: int, train: TokenSequence, val: TokenSequence, device: torch.device, writer: EventWriter | None, weights_folder: Path
+        self,
+        *,
+        track: Track,
+        seed: int,
+        train: TokenSequence,
+        val: TokenSequence,
+        device: torch.device,
+        writer: EventWriter | None,
+        weights_folder: Path,
     ) -> None:
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.track, self.seed, self.device = track, seed, device
@@ -72,7 +80,9 @@ class Referee:
             A function (batch_tokens, sequence_length) -> this rank's (inputs, targets) of random tokens.
         """
         if self._clock.started:
-            raise UserError("warm-up after the first training token", where="referee.warm_up", fix="Warm up before the first batch is drawn")
+            raise UserError(
+                "warm-up after the first training token", where="referee.warm_up", fix="Warm up before the first batch is drawn"
+            )
         begun = time.perf_counter()
         self._optimizers = optimizers
         snapshot = Snapshot(model, optimizers)
@@ -85,9 +95,13 @@ class Referee:
         digest = snapshot.restore()
         if digest != snapshot.digest:
             raise UserError(
-                "the warm-up left a trace: model, optimizer or random state differs from before", where="referee.warm_up", fix="Hand every optimizer to warm_up"
+                "the warm-up left a trace: model, optimizer or random state differs from before",
+                where="referee.warm_up",
+                fix="Hand every optimizer to warm_up",
             )
-        self._write(event="warm_up", digest_before=snapshot.digest, digest_after=digest, warm_up_ms=round((time.perf_counter() - begun) * 1e3, 1))
+        self._write(
+            event="warm_up", digest_before=snapshot.digest, digest_after=digest, warm_up_ms=round((time.perf_counter() - begun) * 1e3, 1)
+        )
 
     def _random_batch(self, batch_tokens: int, sequence_length: int) -> tuple[Tensor, Tensor]:
         rows = batch_tokens // (self.world_size * sequence_length)
@@ -107,10 +121,15 @@ class Referee:
         The first batch starts the clock. Called again, for example with another batch size, it goes on where the stream stands.
         """
         if self._warming:
-            raise UserError("real tokens asked for during warm-up", where="referee.batches", fix="Use the random batches that warm_up yields")
+            raise UserError(
+                "real tokens asked for during warm-up", where="referee.batches", fix="Use the random batches that warm_up yields"
+            )
         fixed = self.track.batch_tokens
         if fixed not in (None, batch_tokens):
-            raise UserError(f"track {self.track.id} fixes batch_tokens = {fixed}, the trainer asks for {batch_tokens}", fix=f"--set batch_tokens={fixed}")
+            raise UserError(
+                f"track {self.track.id} fixes batch_tokens = {fixed}, the trainer asks for {batch_tokens}",
+                fix=f"--set batch_tokens={fixed}",
+            )
         if not self._clock.started:
             return self._first_batches(batch_tokens, sequence_length)
         return self._open_stream(batch_tokens, sequence_length)
@@ -154,7 +173,9 @@ class Referee:
             loss: this rank's mean training loss, a scalar tensor.
         """
         if step != self.step + 1:
-            raise UserError(f"step {step} logged after step {self.step}", where="referee.log", fix="Log every optimizer step once, counted from 1")
+            raise UserError(
+                f"step {step} logged after step {self.step}", where="referee.log", fix="Log every optimizer step once, counted from 1"
+            )
         self.step = step
         self._pending.append(_PendingLoss(step, self.tokens, self._clock.read_ms(), loss))
         self._drain(wait=False)
@@ -168,7 +189,11 @@ class Referee:
         self._pause()
         self._drain(wait=True)
         if step != self.step:
-            raise UserError(f"validation at step {step}, but {self.step} steps are logged", where="referee.validate", fix="Validate after logging the step")
+            raise UserError(
+                f"validation at step {step}, but {self.step} steps are logged",
+                where="referee.validate",
+                fix="Validate after logging the step",
+            )
         loss = self._evaluate(model)
         self._resume()
         return loss
@@ -210,7 +235,10 @@ class Referee:
             )
         model.train(training)
         if not math.isfinite(loss):
-            raise UserError(f"validation loss is {loss} at step {self.step} (rank {self.rank})", fix="Lower the learning rate, or look for a fault in the trainer")
+            raise UserError(
+                f"validation loss is {loss} at step {self.step} (rank {self.rank})",
+                fix="Lower the learning rate, or look for a fault in the trainer",
+            )
         if self.step == 0 and loss <= self.track.target_loss:
             raise UserError(
                 f"val_loss {loss:.4f} meets the target {self.track.target_loss} before any training",
@@ -225,8 +253,13 @@ class Referee:
             pending = self._pending.popleft()
             value = pending.value()
             if not math.isfinite(value):
-                raise UserError(f"training loss is {value} at step {pending.step} on rank {self.rank}", fix="Lower the learning rate, or look for a fault in the trainer")
-            self._write(event="step", step=pending.step, tokens=pending.tokens, train_loss=round(value, 6), train_time_ms=pending.train_time_ms)
+                raise UserError(
+                    f"training loss is {value} at step {pending.step} on rank {self.rank}",
+                    fix="Lower the learning rate, or look for a fault in the trainer",
+                )
+            self._write(
+                event="step", step=pending.step, tokens=pending.tokens, train_loss=round(value, 6), train_time_ms=pending.train_time_ms
+            )
 
     def _keep_weights(self, model: nn.Module) -> tuple[str, int]:
         self._weights_folder.mkdir(parents=True, exist_ok=True)
@@ -236,7 +269,9 @@ class Referee:
             digest, size = file_sha256(partial), partial.stat().st_size
             partial.replace(self._weights_folder / f"{digest}.safetensors")
         except Exception as error:  # safetensors has an error of its own for a full disk
-            raise UserError(f"cannot keep the final weights: {error}", where=str(self._weights_folder), fix="Free some space, or set SPEEDRUN_HOME") from None
+            raise UserError(
+                f"cannot keep the final weights: {error}", where=str(self._weights_folder), fix="Free some space, or set SPEEDRUN_HOME"
+            ) from None
         finally:
             partial.unlink(missing_ok=True)
         return digest, size

@@ -38,11 +38,17 @@ def resolve_recipe(source: Path, track_id: str, recipe_name: str | None, setting
         UserError: whatever is wrong with trainer, recipe or settings.
     """
     command = [sys.executable, "-m", "harness.resolve", str(source), track_id, recipe_name or "", *settings]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=env, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(f"the trainer did not say its recipe within {_TIMEOUT_S} s", where=str(source), fix="Is there work at import time?") from None
+        raise UserError(
+            f"the trainer did not say its recipe within {_TIMEOUT_S} s", where=str(source), fix="Is there work at import time?"
+        ) from None
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

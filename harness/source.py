@@ -25,7 +25,9 @@ def source_files(folder: Path) -> list[Path]:
         UserError: no such folder, no train.py in it, a link, or a file too large to be source.
     """
     if not (folder / "train.py").is_file():
-        raise UserError("no trainer here: a trainer is a folder with a module train.py", where=str(folder), fix="Start from a copy of trainer/")
+        raise UserError(
+            "no trainer here: a trainer is a folder with a module train.py", where=str(folder), fix="Start from a copy of trainer/"
+        )
     files = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
@@ -34,7 +36,11 @@ def source_files(folder: Path) -> list[Path]:
         if path.is_symlink():
             raise UserError("trainer source holds a link", where=str(path), fix="Put a copy of the file in its place")
         if path.stat().st_size > _LARGEST_FILE:
-            raise UserError(f"trainer source holds a file of {path.stat().st_size} bytes, at most {_LARGEST_FILE}", where=str(path), fix="Keep data out of it")
+            raise UserError(
+                f"trainer source holds a file of {path.stat().st_size} bytes, at most {_LARGEST_FILE}",
+                where=str(path),
+                fix="Keep data out of it",
+            )
         files.append(path)
     return files
 
@@ -97,8 +103,12 @@ def load_trainer(folder: Path) -> ModuleType:
             spec.loader.exec_module(package)
         train = importlib.import_module("trainer.train")
     except Exception as error:
-        raise UserError(f"the trainer cannot be imported: {type(error).__name__}: {error}", where=str(folder / "train.py"), fix="Mend the trainer") from error
+        raise UserError(
+            f"the trainer cannot be imported: {type(error).__name__}: {error}", where=str(folder / "train.py"), fix="Mend the trainer"
+        ) from error
     for name in ("RECIPES", "build_model", "main"):
         if not hasattr(train, name):
-            raise UserError(f"the trainer has no {name}", where=str(folder / "train.py"), fix="A trainer exports RECIPES, build_model and main")
+            raise UserError(
+                f"the trainer has no {name}", where=str(folder / "train.py"), fix="A trainer exports RECIPES, build_model and main"
+            )
     return train

@@ -46,7 +46,9 @@ def target_test(losses: Sequence[float], track: Track) -> TargetTest:
         statement = f"one run: the t-test p < {wanted:g} needs at least 2 runs, usually 4"
     else:
         statement = f"t-test, mean {mean:.4f} below {track.target_loss:g}: p = {p:.2g}, wanted < {wanted:g}"
-    return TargetTest(n=n, mean=mean, sd=sd, p_value=p, target_met=met, significant=met and p is not None and p < wanted, statement=statement)
+    return TargetTest(
+        n=n, mean=mean, sd=sd, p_value=p, target_met=met, significant=met and p is not None and p < wanted, statement=statement
+    )
 
 
 def one_sided_p(losses: Sequence[float], target: float) -> float | None:

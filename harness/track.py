@@ -159,6 +159,8 @@ def load_track(name: str) -> Track:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError(f"track file is not valid: {key}: {first['msg']}", where=str(path), fix="Compare it with harness/tracks/pocket.toml") from None
+        raise UserError(
+            f"track file is not valid: {key}: {first['msg']}", where=str(path), fix="Compare it with harness/tracks/pocket.toml"
+        ) from None
     values = {key: getattr(file, key) for key in Track.__dataclass_fields__ if key not in ("significance", "data")}
     return Track(**values, significance=Significance(**file.significance.model_dump()), data=file.data.dataset())

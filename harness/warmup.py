@@ -70,7 +70,10 @@ class Snapshot:
         self._model, self._optimizers = model, optimizers
         self._tensors = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
         self._states = [{parameter: copy.deepcopy(state) for parameter, state in optimizer.state.items()} for optimizer in optimizers]
-        self._groups = [[{key: copy.deepcopy(group[key]) for key in group if key != "params"} for group in optimizer.param_groups] for optimizer in optimizers]
+        self._groups = [
+            [{key: copy.deepcopy(group[key]) for key in group if key != "params"} for group in optimizer.param_groups]
+            for optimizer in optimizers
+        ]
         self._modes = {module: module.training for module in model.modules()}
         self._rng = _rng_states()
         self.digest = state_digest(model, optimizers)

@@ -74,7 +74,9 @@ def _race(job: Job, rank: int) -> None:
     )
     train.main(referee, recipe)
     if not referee.finished:
-        raise UserError("the trainer returned without referee.finish(model)", where="train.main", fix="Call referee.finish(model) after the last step")
+        raise UserError(
+            "the trainer returned without referee.finish(model)", where="train.main", fix="Call referee.finish(model) after the last step"
+        )
     if world_size > 1:
         dist.destroy_process_group()
 

@@ -122,7 +122,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _listing(self) -> None:
         files = self.server.hub.files
         siblings = [
-            {"rfilename": name, "size": len(body), "blobId": "0" * 40, "lfs": {"sha256": sha256(body), "size": len(body), "pointerSize": 130}}
+            {
+                "rfilename": name,
+                "size": len(body),
+                "blobId": "0" * 40,
+                "lfs": {"sha256": sha256(body), "size": len(body), "pointerSize": 130},
+            }
             for name, body in files.items()
         ]
         body = json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings}).encode()

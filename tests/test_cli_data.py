@@ -196,7 +196,9 @@ def test_commands_import_nothing_heavy():
     heavy = "{'numpy', 'pydantic', 'torch', 'rich', 'huggingface_hub', 'filelock'}"
     program = f"import sys, harness.cli_data; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
 
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode == 0
+    )
 
 
 def test_group_is_a_click_group():

@@ -20,10 +20,14 @@ def _track(evidence: Evidence) -> Outcome:
         )
     wanted = shipped.definition()
     if definition != wanted:
-        key = sorted(key for key in {*definition, *wanted} if definition.get(key) != wanted.get(key) or (key in definition) != (key in wanted))[0]
+        key = sorted(
+            key for key in {*definition, *wanted} if definition.get(key) != wanted.get(key) or (key in definition) != (key in wanted)
+        )[0]
         fix = "Race on the shipped track, or give the own one an id of its own"
         return failed(
-            f"track_definition has {key} = {definition.get(key)!r:.100}", wanted=f"{wanted.get(key)!r:.100}, as track {name} has it", fix=fix
+            f"track_definition has {key} = {definition.get(key)!r:.100}",
+            wanted=f"{wanted.get(key)!r:.100}, as track {name} has it",
+            fix=fix,
         )
     return passed(f"track {name} as this program ships it")
 
@@ -41,7 +45,9 @@ def _digests(evidence: Evidence) -> Outcome:
         wanted = "digests to compare with"
         fix = "Compare with the same files by speedrun data check"
         return unknown(
-            f"track {evidence.track.id} pins no digest of {len(loose)} of {len(first)} shards; all runs read the same", wanted=wanted, fix=fix
+            f"track {evidence.track.id} pins no digest of {len(loose)} of {len(first)} shards; all runs read the same",
+            wanted=wanted,
+            fix=fix,
         )
     return outcome
 
@@ -71,7 +77,9 @@ def _tokens(evidence: Evidence) -> Outcome:
         return failed(f"recipe has batch_tokens = {batch!r:.80}", wanted=f"{fixed}, which track {evidence.track.id} fixes")
     if type(batch) is not int or batch <= 0:
         return unknown(
-            "recipe has no batch_tokens; the tokens rise with every step", wanted="steps x batch_tokens", fix="Give the recipe a batch_tokens"
+            "recipe has no batch_tokens; the tokens rise with every step",
+            wanted="steps x batch_tokens",
+            fix="Give the recipe a batch_tokens",
         )
     outcome = each_run(evidence, lambda log: _off(log, batch), good=f"the tokens of every step are the sum of its batches of {batch}")
     if outcome.verdict == "fail" and fixed is None and evidence.record.frozen == "modified":
@@ -97,7 +105,10 @@ def _off(log: RunLog, batch: int) -> tuple[str, str] | None:
     """Tokens are step x batch; a loop that draws the next batch early is one batch ahead."""
     for number, event in enumerate(log.events, start=1):
         if event["event"] in ("step", "validation", "finish") and event["tokens"] - event["step"] * batch not in (0, batch):
-            return f"line {number}: {event['tokens']} tokens at step {event['step']}", f"{event['step'] * batch}, or one batch of {batch} drawn ahead"
+            return (
+                f"line {number}: {event['tokens']} tokens at step {event['step']}",
+                f"{event['step'] * batch}, or one batch of {batch} drawn ahead",
+            )
     return None
 
 
@@ -107,7 +118,9 @@ def _epochs(evidence: Evidence) -> Outcome:
         finish = log.finish
         epochs, name = seen.setdefault(finish["tokens"], (finish["epochs"], log.name))
         if epochs != finish["epochs"]:
-            return failed(f"{log.name} has {finish['epochs']} epochs, {name} {epochs}", wanted="the same for the same tokens of the same data")
+            return failed(
+                f"{log.name} has {finish['epochs']} epochs, {name} {epochs}", wanted="the same for the same tokens of the same data"
+            )
     most = max(epochs for epochs, _ in seen.values())
     return passed(f"{most:g} epochs of the training data")
 

@@ -127,9 +127,13 @@ def _beginning(evidence: Evidence) -> Outcome:
         "division": record.division,
         "world_size": record.environment.get("processes", first["world_size"]),
     }
-    outcome = each_run(evidence, lambda log: _difference(log.start, wanted), good="every run began with the record's recipe, track and environment")
+    outcome = each_run(
+        evidence, lambda log: _difference(log.start, wanted), good="every run began with the record's recipe, track and environment"
+    )
     if outcome.verdict == "pass" and record.division not in _divisions(record.environment, first["world_size"]):
-        return failed(f"division is {record.division!r}", wanted=f"{_divisions(record.environment, first['world_size'])[0]!r}, by the environment")
+        return failed(
+            f"division is {record.division!r}", wanted=f"{_divisions(record.environment, first['world_size'])[0]!r}, by the environment"
+        )
     return outcome
 
 
@@ -140,7 +144,10 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, str
             continue
         if isinstance(value, dict) and isinstance(found.get(key), dict):
             inner = sorted(name for name in {*value, *found[key]} if value.get(name, _MISSING) != found[key].get(name, _MISSING))[0]
-            return f"start event has {key}.{inner} = {found[key].get(inner, 'nothing')!r:.80}", f"{value.get(inner, 'nothing')!r:.80}, as record.json"
+            return (
+                f"start event has {key}.{inner} = {found[key].get(inner, 'nothing')!r:.80}",
+                f"{value.get(inner, 'nothing')!r:.80}, as record.json",
+            )
         return f"start event has {key} = {found.get(key)!r:.80}", f"{value!r:.80}, as record.json"
     return None
 
@@ -173,7 +180,9 @@ def _different_runs(evidence: Evidence) -> Outcome:
     for what, values in marks.items():
         twice = _twice(values)
         if twice:
-            return failed(f"{logs[twice[0]].name} and {logs[twice[1]].name} have the same {what}", wanted="every run from a seed of its own")
+            return failed(
+                f"{logs[twice[0]].name} and {logs[twice[1]].name} have the same {what}", wanted="every run from a seed of its own"
+            )
     return passed(f"{count(len(logs), 'run')}, each of its own seed: {', '.join(map(str, marks['seed']))}")
 
 
@@ -192,7 +201,8 @@ def _results(evidence: Evidence) -> Outcome:
         for key in _FROM_EVENTS:
             if getattr(computed, key) != getattr(stated, key):
                 return failed(
-                    f"record.json has {key} = {getattr(stated, key)} for {stated.events}", wanted=f"{getattr(computed, key)}, as its events say"
+                    f"record.json has {key} = {getattr(stated, key)} for {stated.events}",
+                    wanted=f"{getattr(computed, key)}, as its events say",
                 )
     return passed("record.json repeats every run's result as its events have it")
 

@@ -11,7 +11,11 @@ from harness.source import frozen_version, source_digest, source_files
 def _digest(evidence: Evidence) -> Outcome:
     wanted = evidence.record.source_sha256
     folder = evidence.folder / "source"
-    odd = [f"{name} is a {kind}" for name, kind in evidence.files.items() if kind != "file" and (name == "source" or name.startswith("source/"))]
+    odd = [
+        f"{name} is a {kind}"
+        for name, kind in evidence.files.items()
+        if kind != "file" and (name == "source" or name.startswith("source/"))
+    ]
     if odd:  # asked first, since hashing opens every file
         return failed(odd[0], wanted="a folder of plain files")
     try:

@@ -71,7 +71,8 @@ def _target(evidence: Evidence) -> Outcome:
     test, target, stated = _test(evidence), evidence.track.target_loss, evidence.record.claim.target_met
     if stated != test.target_met:
         return failed(
-            f"claim says target_met = {stated}".lower(), wanted=f"{test.target_met}: mean val_loss {test.mean:.6f}, target {target:g}".lower()
+            f"claim says target_met = {stated}".lower(),
+            wanted=f"{test.target_met}: mean val_loss {test.mean:.6f}, target {target:g}".lower(),
         )
     if not test.target_met:
         found = f"mean val_loss {test.mean:.4f} does not meet the target {target:g}: this record is a comparison, not an entry"
