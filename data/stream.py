@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
-from data.shard import open_shard
+from data.shard import HEADER_BYTES, open_shard
 
 _READY_BATCHES = 2  # batches kept ready; one is enough to hide the read, two hide a slow page fault
 
@@ -43,7 +43,7 @@ class TokenSequence:
             (count,) int64.
 
         Raises:
-            UserError: a token is outside the vocabulary, or its shard has gone.
+            UserError: a token is outside the vocabulary, or its shard was cut short.
         """
         out = np.empty(count, dtype=np.int64)
         filled = 0
@@ -51,6 +51,7 @@ class TokenSequence:
             at = (start + filled) % len(self)
             index = int(np.searchsorted(self._ends, at, side="right"))
             offset = at - (int(self._ends[index - 1]) if index else 0)
+            self._refuse_truncated(index)
             part = self._shards[index][offset : offset + count - filled]
             out[filled : filled + part.size] = part
             if part.max() >= self.vocab_size:
@@ -62,6 +63,16 @@ class TokenSequence:
                 )
             filled += part.size
         return out
+
+    def _refuse_truncated(self, index: int) -> None:
+        """A file cut short while it is mapped would end the process by SIGBUS; one that is deleted stays readable by the map."""
+        path = self.paths[index]
+        if path.exists() and path.stat().st_size < HEADER_BYTES + self._shards[index].nbytes:
+            raise UserError(
+                "token shard was cut short while it was being read",
+                where=str(path),
+                fix="Leave data alone during a run; fetch it again: speedrun data get TRACK",
+            )
 
 
 class BatchStream:
@@ -118,6 +129,7 @@ class BatchStream:
             raise RuntimeError("this stream is closed: a newer one has taken over, or the run has finished")
         rows = self._ready.get()
         if isinstance(rows, BaseException):
+            self._ready.put(rows)  # the thread has ended: asked again, say it again
             raise rows
         self.position += self.batch_tokens
         inputs, targets = (part.view(-1, self._sequence_length) for part in (rows[:-1], rows[1:]))

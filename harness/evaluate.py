@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.errors import UserError
 from data.stream import TokenSequence
 
-_CHUNK_LOGITS = 1 << 28  # entries of a chunk's logits at the most: 1 GiB in float32
+_CHUNK_LOGITS = 1 << 29  # entries of a chunk's logits at the most: 2 GiB in float32
 _CHUNK_SEQUENCES = 32
 
 

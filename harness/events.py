@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class EventWriter:
                 os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, self._size)
+            os.lseek(self._file, self._size, os.SEEK_SET)
             raise UserError(
                 f"cannot write the event file: {error.strerror}",
                 where=str(self.path),
@@ -82,7 +84,8 @@ def read_events(path: Path, *, allow_partial: bool = False) -> list[dict]:
         UserError: no file, or a line that is not a JSON object with a known event; names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        text = (content[: content.rfind(b"\n") + 1] if allow_partial else content).decode("utf-8")
     except FileNotFoundError:
         raise UserError("event file is not there", where=str(path), fix="Copy the complete record folder") from None
     except UnicodeDecodeError as error:
@@ -90,9 +93,8 @@ def read_events(path: Path, *, allow_partial: bool = False) -> list[dict]:
             f"event file is not UTF-8 text: {error.reason} at byte {error.start}", where=str(path), fix="Copy the file again"
         ) from None
     lines = text.split("\n")
-    last = lines.pop()
-    if last and not allow_partial:
-        lines.append(last)
+    if not lines[-1]:
+        lines.pop()
     return [parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
@@ -103,12 +105,17 @@ def parse_line(line: str, where: str) -> dict:
         UserError: not a JSON object, NaN or infinity, or no known event.
     """
     try:
-        event = json.loads(line, parse_constant=_refuse_constant)
+        event = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise UserError(f"event line is not JSON: {error}", where=where, fix="Copy the file again, or run this seed again") from None
     if not isinstance(event, dict) or event.get("event") not in KINDS or not isinstance(event.get("chain"), str):
         raise UserError("line is not an event of this program", where=where, fix=f"An event has a chain and is one of {', '.join(KINDS)}")
     return event
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_constant(text)
 
 
 def _refuse_constant(name: str) -> None:

@@ -7,8 +7,10 @@ import platform
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 import psutil
 
@@ -57,45 +59,48 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def division(machine: Machine, *, gpus: int, processes: int) -> str:
-    """The machine class a time may be compared within.
-
-    Args:
-        machine: where the run takes place.
-        gpus: GPUs the run uses over all nodes, 0 for a run on the processor.
-        processes: ranks of a run on the processor; its threads are shared out over them.
-
-    Returns:
-        For example `8x NVIDIA H100 80GB HBM3` or `cpu 2 threads AMD EPYC 7763`.
-    """
-    if gpus:
-        names = Counter(gpu.name for gpu in machine.gpus)
-        name = names.most_common(1)[0][0] if names else "unknown GPU"
-        return f"{gpus}x {name}"
-    return f"cpu {min(machine.cores, threads_per_process(machine.cores, processes) * processes)} threads {machine.cpu}"
-
-
 def threads_per_process(cores: int, processes: int) -> int:
-    """CPU threads each rank computes with."""
+    """CPU threads each of a machine's processes computes with."""
     return max(1, cores // processes)
 
 
-def environment(machine: Machine, *, gpus: int, processes: int) -> dict[str, object]:
-    """Machine and versions as a record keeps them. Names nobody: no host name, no user, no path."""
+def environment(machine: Machine, *, gpus: int, processes: int, nodes: int = 1) -> dict[str, Any]:
+    """Machine and versions as a record keeps them. Names nobody: no host name, no user, no path.
+
+    Args:
+        machine: this node; the others are taken to be like it.
+        gpus: GPUs of this node that are used, 0 for a race on the processor.
+        processes: ranks over all nodes.
+        nodes: machines in the race.
+    """
     return {
         "cpu": machine.cpu,
         "cores": machine.cores,
         "memory_mib": machine.memory_mib,
-        "gpus": [gpu.name for gpu in machine.gpus][:gpus] if gpus else [],
+        "gpus": [gpu.name for gpu in machine.gpus][:gpus],
         "driver": machine.driver,
+        "nodes": nodes,
         "processes": processes,
-        "threads": threads_per_process(machine.cores, processes),
+        "threads": threads_per_process(machine.cores, processes // nodes),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": installed_version("torch"),
         "numpy": installed_version("numpy"),
         "speedrun": installed_version("speedrun"),
     }
+
+
+def division(environment: Mapping[str, Any]) -> str:
+    """The machine class a time may be compared within, from the environment that a record keeps.
+
+    Returns:
+        For example `8x NVIDIA H100 80GB HBM3`, `cpu 2 threads AMD EPYC 7763` or `2x cpu 2 threads AMD EPYC 7763`.
+    """
+    nodes, processes = environment["nodes"], environment["processes"]
+    if environment["gpus"]:
+        return f"{processes}x {Counter(environment['gpus']).most_common(1)[0][0]}"
+    threads = min(environment["cores"], environment["threads"] * processes // nodes)
+    return f"{f'{nodes}x ' if nodes > 1 else ''}cpu {threads} threads {environment['cpu']}"
 
 
 def installed_version(package: str) -> str:

@@ -132,6 +132,7 @@ def make_plan(request: Request, *, say=lambda text: None) -> Plan:
     _require_disk(4 * resolved.parameters * request.runs)
     with naming_track(track.id):
         val_shards, train_shards, data_sha256 = _data(track, steps * batch_tokens, say)
+    here = environment(machine, gpus=gpus // request.nnodes, processes=processes, nodes=request.nnodes)
     return Plan(
         request=request,
         track=track,
@@ -142,8 +143,8 @@ def make_plan(request: Request, *, say=lambda text: None) -> Plan:
         machine=machine,
         device="cuda" if gpus else "cpu",
         processes=processes,
-        division=division(machine, gpus=gpus, processes=processes),
-        environment=environment(machine, gpus=gpus, processes=processes),
+        division=division(here),
+        environment=here,
         seeds=_seeds(request),
         name=name,
         record=record,

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from data.errors import UserError
 from data.shard import file_sha256
@@ -86,12 +87,21 @@ class Referee:
         begun = time.perf_counter()
         self._optimizers = optimizers
         snapshot = Snapshot(model, optimizers)
+        stepped: list[torch.optim.Optimizer] = []
+        hook = register_optimizer_step_post_hook(lambda optimizer, *rest: stepped.append(optimizer))
         self._warming = True
         try:
             yield self._random_batch
         finally:
             self._warming = False
+            hook.remove()
         self._settle()
+        if any(all(optimizer is not known for known in optimizers) for optimizer in stepped):
+            raise UserError(
+                "an optimizer that was not handed over took a step during warm-up",
+                where="referee.warm_up",
+                fix="Hand every optimizer to warm_up",
+            )
         digest = snapshot.restore()
         if digest != snapshot.digest:
             raise UserError(
@@ -120,10 +130,7 @@ class Referee:
 
         The first batch starts the clock. Called again, for example with another batch size, it goes on where the stream stands.
         """
-        if self._warming:
-            raise UserError(
-                "real tokens asked for during warm-up", where="referee.batches", fix="Use the random batches that warm_up yields"
-            )
+        self._refuse_real_tokens()
         fixed = self.track.batch_tokens
         if fixed not in (None, batch_tokens):
             raise UserError(
@@ -135,10 +142,19 @@ class Referee:
         return self._open_stream(batch_tokens, sequence_length)
 
     def _first_batches(self, batch_tokens: int, sequence_length: int) -> Iterator[tuple[Tensor, Tensor]]:
+        self._refuse_real_tokens()  # again: the iterator may be older than the warm-up
+        if self._clock.started:  # by another iterator made before the first token
+            yield from self._open_stream(batch_tokens, sequence_length)
         stream = self._open_stream(batch_tokens, sequence_length, start_paused=True)
         self._clock.start()  # reading ahead is inside the clock too: not one token is touched before it
         stream.resume()
         yield from stream
+
+    def _refuse_real_tokens(self) -> None:
+        if self._warming:
+            raise UserError(
+                "real tokens asked for during warm-up", where="referee.batches", fix="Use the random batches that warm_up yields"
+            )
 
     def _open_stream(self, batch_tokens: int, sequence_length: int, *, start_paused: bool = False) -> BatchStream:
         if self._stream is not None:
@@ -186,20 +202,22 @@ class Referee:
         Returns:
             The validation loss, nats per token, the same on every rank.
         """
-        self._pause()
-        self._drain(wait=True)
+        self._refuse_finished()
         if step != self.step:
             raise UserError(
                 f"validation at step {step}, but {self.step} steps are logged",
                 where="referee.validate",
                 fix="Validate after logging the step",
             )
+        self._pause()
+        self._drain(wait=True)
         loss = self._evaluate(model)
         self._resume()
         return loss
 
     def finish(self, model: nn.Module) -> None:
         """Stop the clock; last validation; keep the weights; write the result."""
+        self._refuse_finished()
         self._pause()
         self._drain(wait=True)
         train_time_ms = self._clock.read_ms()
@@ -224,6 +242,12 @@ class Referee:
         self.finished = True
 
     # ---- inside ----
+
+    def _refuse_finished(self) -> None:
+        if self.finished:
+            raise UserError(
+                "the run has finished already", where="referee.finish", fix="Call referee.finish(model) once, as the last thing"
+            )
 
     def _evaluate(self, model: nn.Module) -> float:
         training = model.training

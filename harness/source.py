@@ -31,10 +31,14 @@ def source_files(folder: Path) -> list[Path]:
     files = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if any(part in _LEFT_OUT or part.startswith(".") for part in inside.parts) or path.is_dir():
+        if any(part in _LEFT_OUT or part.startswith(".") for part in inside.parts):
             continue
         if path.is_symlink():
             raise UserError("trainer source holds a link", where=str(path), fix="Put a copy of the file in its place")
+        if path.is_dir():
+            continue
+        if not path.is_file():
+            raise UserError("trainer source holds something that is not a plain file", where=str(path), fix="Take it away")
         if path.stat().st_size > _LARGEST_FILE:
             raise UserError(
                 f"trainer source holds a file of {path.stat().st_size} bytes, at most {_LARGEST_FILE}",

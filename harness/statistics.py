@@ -37,9 +37,9 @@ def target_test(losses: Sequence[float], track: Track) -> TargetTest:
         raise ValueError("a test needs at least one loss")
     n, mean = len(losses), fmean(losses)
     sd = stdev(losses) if n > 1 else None
-    met = mean <= track.target_loss if track.id != "fineweb-steps" else mean < track.target_loss
     if track.significance.test == "z":
-        return _z_rule(track, n, mean, sd, met)
+        return _z_rule(track, n, mean, sd)
+    met = mean <= track.target_loss
     p = one_sided_p(losses, track.target_loss)
     wanted = track.significance.p_below
     if p is None:
@@ -65,7 +65,7 @@ def one_sided_p(losses: Sequence[float], target: float) -> float | None:
     return float(ttest_1samp(losses, target, alternative="less").pvalue)
 
 
-def _z_rule(track: Track, n: int, mean: float, sd: float | None, met: bool) -> TargetTest:
+def _z_rule(track: Track, n: int, mean: float, sd: float | None) -> TargetTest:
     """(target - mean) * sqrt(n) >= margin: a z-test with the spread that the field has agreed on."""
     score = (track.target_loss - mean) * math.sqrt(n)
     p = None
@@ -74,7 +74,15 @@ def _z_rule(track: Track, n: int, mean: float, sd: float | None, met: bool) -> T
 
         p = float(norm.sf(score / track.significance.sigma))
     statement = f"z-rule, ({track.target_loss:g} - {mean:.5f}) * sqrt({n}) = {score:.5f}, wanted >= {track.significance.margin:g}"
-    return TargetTest(n=n, mean=mean, sd=sd, p_value=p, target_met=met, significant=score >= track.significance.margin, statement=statement)
+    return TargetTest(
+        n=n,
+        mean=mean,
+        sd=sd,
+        p_value=p,
+        target_met=mean < track.target_loss,
+        significant=score >= track.significance.margin,
+        statement=statement,
+    )
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:

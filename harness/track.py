@@ -15,6 +15,7 @@ from data.errors import UserError
 
 _FOLDER = Path(__file__).parent / "tracks"
 _Strict = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+_SHARD_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*\{(:0[0-9]d)?\}[A-Za-z0-9._-]*\.bin$"  # for example train_{:06d}.bin
 _ShardName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.bin$")]
 
 
@@ -43,7 +44,7 @@ class _Data(BaseModel):
     source: Literal["wheel", "hub", "local"]
     vocab_size: int = Field(gt=1, le=65536)
     val_shards: list[_ShardName] = Field(min_length=1)
-    train_shards: list[_ShardName] | str
+    train_shards: Annotated[list[_ShardName], Field(min_length=1)] | Annotated[str, Field(pattern=_SHARD_PATTERN)]
     train_shard_count: int | None = Field(default=None, gt=0)
     default_train_shards: int | None = Field(default=None, gt=0)
     repo: str | None = None
@@ -54,8 +55,8 @@ class _Data(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> _Data:
-        if isinstance(self.train_shards, str) and (self.train_shard_count is None or "{" not in self.train_shards):
-            raise ValueError("a train_shards pattern needs a {} for the number, and train_shard_count")
+        if isinstance(self.train_shards, str) and self.train_shard_count is None:
+            raise ValueError("a train_shards pattern needs train_shard_count")
         if self.source == "hub" and not self.repo:
             raise ValueError("source 'hub' needs repo = \"USER/NAME\"")
         if self.source == "wheel" and not (self.wheel and self.wheel_sha256):

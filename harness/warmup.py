@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.errors import UserError
+
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and every buffer, non-persistent ones too."""
@@ -74,6 +76,7 @@ class Snapshot:
             [{key: copy.deepcopy(group[key]) for key in group if key != "params"} for group in optimizer.param_groups]
             for optimizer in optimizers
         ]
+        self._identities = [id(parameter) for parameter in model.parameters()]
         self._modes = {module: module.training for module in model.modules()}
         self._rng = _rng_states()
         self.digest = state_digest(model, optimizers)
@@ -84,7 +87,11 @@ class Snapshot:
 
         Returns:
             The digest of the live state afterwards; equal to `digest` if the warm-up left no trace.
+
+        Raises:
+            UserError: a parameter, buffer or parameter group is not the one that was saved, so nothing can be put back into it.
         """
+        self._refuse_replaced()
         for name, tensor in _tensors(self._model):
             if name in self._tensors:
                 tensor.copy_(self._tensors[name])
@@ -99,6 +106,19 @@ class Snapshot:
             module.training = training
         _restore_rng(self._rng)
         return state_digest(self._model, self._optimizers)
+
+    def _refuse_replaced(self) -> None:
+        live = dict(_tensors(self._model))
+        same_shapes = all(name in live and live[name].shape == tensor.shape for name, tensor in self._tensors.items())
+        same_parameters = self._identities == [id(parameter) for parameter in self._model.parameters()]
+        same_groups = [len(groups) for groups in self._groups] == [len(optimizer.param_groups) for optimizer in self._optimizers]
+        for kept, what in ((same_parameters, "a parameter"), (same_shapes, "a buffer"), (same_groups, "an optimizer's parameter groups")):
+            if not kept:
+                raise UserError(
+                    f"the warm-up left a trace: it replaced {what}",
+                    where="referee.warm_up",
+                    fix="Let warm-up steps change values only",
+                )
 
 
 def state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:

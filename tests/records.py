@@ -18,7 +18,16 @@ from harness.track import Track, load_track
 
 DATE = "2031-02-03"
 DIVISION = "cpu 2 threads Test Processor"
-ENVIRONMENT = {"cpu": "Test Processor", "cores": 2, "threads": 2, "gpus": [], "processes": 1, "python": "3.11.0", "torch": "2.13.0"}
+ENVIRONMENT = {
+    "cpu": "Test Processor",
+    "cores": 2,
+    "threads": 2,
+    "gpus": [],
+    "nodes": 1,
+    "processes": 1,
+    "python": "3.11.0",
+    "torch": "2.13.0",
+}
 _TRAIN_PY = "RECIPES = {}\n\n\ndef build_model(recipe): ...\n\n\ndef main(referee, recipe): ...\n"
 
 

@@ -145,8 +145,11 @@ CONTRACT = "RECIPES = {}\ndef build_model(recipe): ...\ndef main(referee, recipe
     ("source", "told"),
     [
         ("from .model import b\n" + CONTRACT, None),
-        ("import no_such_module_at_all\n" + CONTRACT, "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
-        (CONTRACT.replace("def main", "def other"), "the trainer has no main"),
+        (
+            "import no_such_module_at_all\n" + CONTRACT,
+            "UserError: the trainer cannot be imported: ModuleNotFoundError: No module named 'no_such_module_at_all'",
+        ),
+        (CONTRACT.replace("def main", "def other"), "UserError: the trainer has no main"),
     ],
     ids=["whole", "broken import", "no main"],
 )

@@ -76,9 +76,11 @@ class Gated:
 
 
 def settled(count):
-    """Wait until a number no longer grows, and return it."""
+    """Wait until a number no longer grows, at most a second, and return it."""
     before, pause = -1, threading.Event()
-    while before != count():
+    for _ in range(20):
+        if before == count():
+            break
         before = count()
         pause.wait(MOMENT_S)
     return before

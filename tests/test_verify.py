@@ -521,7 +521,7 @@ def test_recipe_without_a_batch_is_unknown(record):
 
 def test_division_of_gpus_counts_the_ranks(record):
     """On GPUs the division is the number of ranks and the GPU's name; one rank fewer is another division."""
-    environment = {"gpus": ["NVIDIA H100 80GB HBM3"] * 8, "processes": 8}
+    environment = {"gpus": ["NVIDIA H100 80GB HBM3"] * 8, "nodes": 1, "processes": 8}
     start = {"environment": environment, "division": "8x NVIDIA H100 80GB HBM3", "world_size": 8}
     both(edit_all_starts(**start), edit_record(lambda values: values.update(environment=environment, division=start["division"])))(record)
     seal(record)

@@ -47,13 +47,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.precision == "auto":
             object.__setattr__(self, "precision", machine_precision())
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} does not split into {self.heads} heads of even width")
-        if self.warmup_steps + self.warmdown_steps > self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} + warmdown_steps {self.warmdown_steps} exceed steps {self.steps}")
         for name in ("layers", "heads", "width", "vocab_size", "sequence_length", "batch_tokens", "micro_batch", "steps", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} does not split into {self.heads} heads of even width")
+        if min(self.warmup_steps, self.warmdown_steps) < 0:
+            raise ValueError(f"warmup_steps {self.warmup_steps} and warmdown_steps {self.warmdown_steps} must not be negative")
+        if self.warmup_steps + self.warmdown_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} + warmdown_steps {self.warmdown_steps} exceed steps {self.steps}")
 
 
 FINEWEB_MUON = Recipe(  # the 5100-step baseline of October 2024
@@ -80,7 +82,7 @@ POCKET_MUON = Recipe(
     steps=100,
     warmdown_steps=30,
     optimizer="muon",
-    lr=0.0072,
+    lr=0.0144,
 )
 
 RECIPES = {  # track id -> recipe name -> preset; a track's first recipe is its default
@@ -90,6 +92,6 @@ RECIPES = {  # track id -> recipe name -> preset; a track's first recipe is its 
     },
     "pocket": {
         "muon": POCKET_MUON,
-        "adamw": replace(POCKET_MUON, optimizer="adamw", lr=0.004),
+        "adamw": replace(POCKET_MUON, optimizer="adamw", lr=0.004, warmup_steps=10),
     },
 }

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from data.shard import file_sha256
+from harness.machine import division
 from harness.rules.reading import Evidence, RunLog
 from harness.rules.rule import Outcome, Rule, count, each_run, failed, passed, warned
 from harness.rules.version import RULES_VERSION
@@ -130,10 +131,8 @@ def _beginning(evidence: Evidence) -> Outcome:
     outcome = each_run(
         evidence, lambda log: _difference(log.start, wanted), good="every run began with the record's recipe, track and environment"
     )
-    if outcome.verdict == "pass" and record.division not in _divisions(record.environment, first["world_size"]):
-        return failed(
-            f"division is {record.division!r}", wanted=f"{_divisions(record.environment, first['world_size'])[0]!r}, by the environment"
-        )
+    if outcome.verdict == "pass" and record.division != division(record.environment):
+        return failed(f"division is {record.division!r}", wanted=f"{division(record.environment)!r}, by the environment")
     return outcome
 
 
@@ -153,14 +152,6 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, str
 
 
 _MISSING = object()
-
-
-def _divisions(environment: dict[str, Any], world_size: int) -> list[str]:
-    """The divisions that a run in this environment may be in: one, but for a machine with GPUs of several kinds."""
-    gpus = environment.get("gpus") or []
-    if gpus:
-        return [f"{world_size}x {name}" for name in dict.fromkeys(gpus)]
-    return [f"cpu {environment.get('threads', 0) * world_size} threads {environment.get('cpu')}"]
 
 
 def _different_runs(evidence: Evidence) -> Outcome:
