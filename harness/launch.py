@@ -135,7 +135,7 @@ def worker_environment(job: Job) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(job.threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning make a busy machine several times slower
+        "GOMP_SPINCOUNT": "20000",  # threads that spin for long while they wait make a busy machine several times slower
         "TORCHELASTIC_ERROR_FILE": str(Path(job.run_folder) / "torchrun-error.json"),
     }
 

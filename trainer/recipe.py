@@ -90,8 +90,9 @@ RECIPES = {  # track id -> recipe name -> preset; a track's first recipe is its 
         "muon": FINEWEB_MUON,
         "adamw": replace(FINEWEB_MUON, optimizer="adamw", lr=0.0018, weight_decay=0.1, steps=9536, warmup_steps=256, warmdown_steps=2048),
     },
+    "fineweb-steps": {"muon": FINEWEB_MUON},
     "pocket": {
         "muon": POCKET_MUON,
-        "adamw": replace(POCKET_MUON, optimizer="adamw", lr=0.004, warmup_steps=10),
+        "adamw": replace(POCKET_MUON, optimizer="adamw", lr=0.006, warmup_steps=10),
     },
 }
