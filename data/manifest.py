@@ -160,6 +160,12 @@ def hashed_entry(path: Path, sha256: str, source: Source) -> Entry:
     return Entry(sha256=sha256, bytes=stat.st_size, source=source, mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns)
 
 
+def unchanged(dataset: Dataset, path: Path, entry: Entry | None) -> bool:
+    """The file has the times and length of its last full hash, and that hash was the wanted one."""
+    wanted, _ = wanted_digest(dataset, path.name, entry)
+    return entry is not None and entry.sha256 == wanted and entry == hashed_entry(path, entry.sha256, entry.source)
+
+
 def wanted_digest(dataset: Dataset, name: str, entry: Entry | None) -> tuple[str | None, Source | None]:
     """The digest a shard must have and where it came from: the track's pin, else what was kept, else nothing."""
     if name in dataset.sha256:
@@ -184,7 +190,7 @@ def _check_one(dataset: Dataset, path: Path, entry: Entry | None, *, deep: bool)
         problem = f"token shard cannot be read: {error.strerror}"
         return _status(path.name, "broken", source, bytes=size, wanted=wanted, problem=problem, fix="Let this user read it"), None
     facts = {"bytes": size, "tokens": tokens, "wanted": wanted}
-    if not deep and entry is not None and entry.sha256 == wanted and entry == hashed_entry(path, entry.sha256, entry.source):
+    if not deep and unchanged(dataset, path, entry):
         return _status(path.name, "ok", source, sha256=wanted, **facts), None
 
     before = hashed_entry(path, "0" * 64, source or "local")  # times from before the hash: a write meanwhile must show

@@ -156,6 +156,8 @@ class BatchStream:
 
     def _read_ahead(self) -> None:
         position = self.position
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # a new thread starts on device 0
         while not self._closed.is_set():
             try:
                 with self._working:

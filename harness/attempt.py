@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from harness.claim import claim_of, result_of
 from harness.events import read_events
 from harness.job import Job
 from harness.launch import Nodes, Outcome, run_training
-from harness.plan import Plan
+from harness.plan import Plan, name_and_folder
 from harness.record import SCHEMA_VERSION, Record, RunResult, slug, write_record
 from harness.rules.version import RULES_VERSION
 from harness.source import copy_source
@@ -59,23 +59,27 @@ def make_attempt(plan: Plan, watch: Watch) -> Attempted:
         if plan.request.node_rank > 0:
             _save_state(folder, plan, "finished", None)
             return Attempted(folder=folder, record_folder=None, record=None, test=None)
-        record = _record(plan, results, begun)
+        if plan.request.name is None:  # another attempt may have taken the name meanwhile
+            name, record_folder = name_and_folder(plan.request, plan.track, plan.resolved)
+            plan = replace(plan, name=name, record=record_folder)
+        record = _record(plan, results)
         write_record(
             plan.record,
             record,
             source=folder / "source",
             events=[folder / run.events.removesuffix(".jsonl") / "events.jsonl" for run in results],
         )
-    except KeyboardInterrupt as error:
-        _save_state(folder, plan, "interrupted", str(error) or "Ctrl-C")
-        raise
-    except UserError as error:
-        _save_state(folder, plan, "failed", str(error))
+    except BaseException as error:
+        _save_state(folder, plan, _outcome_of(error), str(error) or type(error).__name__)
         raise
     _save_state(folder, plan, "finished", None)
     return Attempted(
         folder=folder, record_folder=plan.record, record=record, test=target_test([run.val_loss for run in results], plan.track)
     )
+
+
+def _outcome_of(error: BaseException) -> str:
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
 
 def _new_folder(plan: Plan, begun: datetime) -> Path:
@@ -100,31 +104,29 @@ def _one_run(plan: Plan, folder: Path, number: int, seed: int, watch: Watch) -> 
         "source_sha256": plan.source_sha256,
         "recipe_name": plan.resolved.recipe_name,
         "recipe_sha256": ledger.recipe_digest(plan.recipe),
+        "division": plan.division,
     }
-    ledger.append(home.ledger_path(), entry="run_started", **identity)
+
+    def note(**entry: Any) -> None:
+        if plan.request.node_rank == 0:  # a race over several nodes is one run
+            ledger.append(home.ledger_path(), **entry, **identity)
+
+    note(entry="run_started")
     try:
         outcome = run_training(_job(plan, folder, run_folder, seed), _nodes(plan), lambda event: watch(number, seed, event))
     except BaseException as error:
-        ledger.append(home.ledger_path(), entry="run_ended", outcome="interrupted", reason=str(error) or type(error).__name__, **identity)
+        note(entry="run_ended", outcome=_outcome_of(error), reason=str(error) or type(error).__name__)
         raise
     if not outcome.finished:
-        ledger.append(home.ledger_path(), entry="run_ended", outcome="failed", reason=outcome.reason, **identity)
+        note(entry="run_ended", outcome="failed", reason=outcome.reason)
         raise RunFailed(
             f"run {number} (seed {seed}) failed: {outcome.reason}", where=f"events and output: {run_folder}", fix="No record was written"
         )
     if plan.request.node_rank > 0:
-        ledger.append(home.ledger_path(), entry="run_ended", outcome="finished", **identity)
         return None
     result = _result(run_folder, seed, outcome)
-    ledger.append(
-        home.ledger_path(),
-        entry="run_ended",
-        outcome="finished",
-        val_loss=result.val_loss,
-        train_time_ms=result.train_time_ms,
-        tokens=result.tokens,
-        **identity,
-    )
+    figures = {"val_loss": result.val_loss, "train_time_ms": result.train_time_ms, "tokens": result.tokens}
+    note(entry="run_ended", outcome="finished", **figures)
     return result
 
 
@@ -140,9 +142,9 @@ def _job(plan: Plan, folder: Path, run_folder: Path, seed: int) -> Job:
         seed=seed,
         threads=int(plan.environment["threads"]),
         device=plan.device,
-        val_shards=[str(path) for path in plan.val_shards],
-        train_shards=[str(path) for path in plan.train_shards],
-        data_sha256=plan.data_sha256,
+        val_shards=[str(path) for path in plan.shards.val],
+        train_shards=[str(path) for path in plan.shards.train],
+        data_sha256=plan.shards.sha256,
         weights_folder=str(home.weights_folder()),
         environment=dict(plan.environment),
         division=plan.division,
@@ -168,7 +170,7 @@ def _result(run_folder: Path, seed: int, outcome: Outcome) -> RunResult:
     )
 
 
-def _record(plan: Plan, results: list[RunResult], begun: datetime) -> Record:
+def _record(plan: Plan, results: list[RunResult]) -> Record:
     return Record(
         schema_version=SCHEMA_VERSION,
         rules_version=RULES_VERSION,

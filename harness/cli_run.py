@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import sys
 from pathlib import Path
 
 import click
@@ -48,9 +50,8 @@ def run(trainer: Path | None, authors: tuple[str, ...], dry_run: bool, as_json: 
     from harness.progress import Progress
 
     signal.signal(signal.SIGTERM, _terminated)
-    plan = make_plan(
-        Request(trainer=trainer or repository() / "trainer", authors=authors, **options), say=lambda text: click.echo(text, err=True)
-    )
+    request = Request(trainer=trainer or repository() / "trainer", authors=authors, **options)
+    plan = make_plan(request, dry=dry_run, say=lambda text: click.echo(text, err=True))
     if dry_run:
         click.echo(json.dumps(plan.summary(), indent=1, sort_keys=True) if as_json else plan_text(plan))
         return
@@ -74,20 +75,21 @@ def _terminated(number: int, frame: object) -> None:
 
 def plan_text(plan) -> str:
     """The plan for a person."""
-    request, shards = plan.request, (*plan.val_shards, *plan.train_shards)
+    request, shards = plan.request, (*plan.shards.val, *plan.shards.train)
     changed = f"  ({' '.join(request.settings)})" if request.settings else ""
     recipe = "  ".join(f"{key}={value}" for key, value in plan.recipe.items())
     few = ", ".join(path.name for path in shards[:3]) + (f" and {len(shards) - 3} more" if len(shards) > 3 else "")
+    missing = f", {len(plan.shards.missing)} of them MISSING: speedrun data get {plan.track.id}" if plan.shards.missing else ""
     return "\n".join(
         [
-            f"track      {plan.track.id}: {plan.track.title}, val_loss <= {plan.track.target_loss:g}",
+            f"track      {plan.track.id}: {plan.track.title}, {plan.track.target_text}",
             f"trainer    {relative(request.trainer)} ({'frozen ' + plan.frozen if plan.frozen != 'modified' else 'modified'}, {plan.resolved.parameters:,} parameters)",
             f"recipe     {plan.resolved.recipe_name}{changed}",
             f"           {recipe}",
             f"machine    {plan.division}, {plan.processes} process{'es' if plan.processes > 1 else ''}, about {plan.memory_mib:,} MiB each",
             f"length     {plan.steps:,} steps, {plan.tokens:,} tokens, about {plan.minutes:.1f} min a run",
             f"runs       {len(plan.seeds)}, seed{'s' if len(plan.seeds) > 1 else ''} {', '.join(map(str, plan.seeds))}",
-            f"data       {few} in {plan.val_shards[0].parent}",
+            f"data       {few} in {plan.shards.val[0].parent}{missing}",
             f"record     {relative(plan.record)}",
             "Nothing was started.",
         ]
@@ -100,17 +102,21 @@ def outcome_text(done) -> str:
     track = done.record.track_definition
     spread = "" if claim.sd_val_loss is None else f" (n={claim.n}, sd {claim.sd_val_loss:.4f})"
     relation = "reached" if claim.target_met else "not reached"
-    sign = "<=" if claim.target_met else ">"
     seconds = claim.mean_train_time_ms / 1e3
     return "\n".join(
         [
-            f"{done.record.track}: target {relation}: val_loss {claim.mean_val_loss:.4f}{spread} {sign} {track['target_loss']:g}; {test.statement}",
+            f"{done.record.track}: target {relation}: val_loss {claim.mean_val_loss:.4f}{spread}, wanted {track['target_loss']:g}; {test.statement}",
             f"train_time {seconds:.1f} s, {claim.tokens:,} tokens, {claim.steps} steps, {claim.mean_train_time_ms / claim.steps:.1f} ms/step, {done.record.division}",
             f"record     {relative(done.record_folder)}",
-            f"verify     speedrun verify {relative(done.record_folder)}",
-            f"plot       speedrun plot figure1 {relative(done.record_folder)}",
+            f"verify     {program()} verify {relative(done.record_folder)}",
+            f"plot       {program()} plot figure1 {relative(done.record_folder)}",
         ]
     )
+
+
+def program() -> str:
+    """How this program was called, so that a printed command can be pasted: after ./run.sh it is not on PATH."""
+    return "speedrun" if shutil.which("speedrun") else relative(Path(sys.argv[0]))
 
 
 def relative(path: Path) -> str:

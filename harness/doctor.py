@@ -15,9 +15,9 @@ from typing import Literal
 import psutil
 
 from data.errors import UserError
-from data.manifest import Entry, hashed_entry, read_manifest, wanted_digest
+from data.manifest import read_manifest, unchanged
 from harness import home
-from harness.machine import Gpu, Machine, installed_version, require_torch, this_machine
+from harness.machine import Gpu, Machine, busy_s, installed_version, require_torch, this_machine
 from harness.track import Track, load_track, track_names
 
 State = Literal["ok", "warn", "fail"]
@@ -144,9 +144,9 @@ def load(cores: int, busy: float) -> Check:
 def other_cores(seconds: float) -> float:
     """Mean number of cores busy with work that is not this process's, measured over so many seconds."""
     own = psutil.Process()
-    before, own_before, begun = _busy_s(), sum(own.cpu_times()[:2]), time.monotonic()
+    before, own_before, begun = busy_s(), sum(own.cpu_times()[:2]), time.monotonic()
     time.sleep(seconds)
-    busy, mine, elapsed = _busy_s() - before, sum(own.cpu_times()[:2]) - own_before, time.monotonic() - begun
+    busy, mine, elapsed = busy_s() - before, sum(own.cpu_times()[:2]) - own_before, time.monotonic() - begun
     return max(0.0, (busy - mine) / elapsed)
 
 
@@ -178,14 +178,8 @@ def _shard_states(track: Track, folder: Path, names: Iterable[str]) -> dict[str,
         if not path.is_file():
             counts["missing"] += 1
         else:
-            counts["known" if _unchanged(track, path, kept.get(name)) else "unsure"] += 1
+            counts["known" if unchanged(track.data, path, kept.get(name)) else "unsure"] += 1
     return counts
-
-
-def _unchanged(track: Track, path: Path, entry: Entry | None) -> bool:
-    """The file has the times and length of its last full hash, and that hash was the wanted one."""
-    wanted, _ = wanted_digest(track.data, path.name, entry)
-    return entry is not None and entry.sha256 == wanted and entry == hashed_entry(path, entry.sha256, entry.source)
 
 
 def _existing(folder: Path) -> Path:
@@ -193,9 +187,3 @@ def _existing(folder: Path) -> Path:
     while not os.path.lexists(folder):
         folder = folder.parent
     return folder
-
-
-def _busy_s() -> float:
-    """Seconds that all cores together have worked since the machine started; guests are counted in user and nice already."""
-    times = psutil.cpu_times()
-    return sum(times) - times.idle - sum(getattr(times, key, 0.0) for key in ("iowait", "guest", "guest_nice"))

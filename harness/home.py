@@ -37,6 +37,13 @@ def ledger_path() -> Path:
     return home() / "ledger.jsonl"
 
 
+def child_environment(*, gpus: bool) -> dict[str, str]:
+    """Environment for a process of ours: this one's, with our modules to be found, and GPUs hidden unless they are wanted."""
+    paths = [str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", **hidden}
+
+
 def repository() -> Path:
     """The checkout this program runs from: it holds trainer/, records/ and the rest."""
     return Path(__file__).resolve().parent.parent

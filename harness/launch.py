@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import psutil
 
 from data.errors import UserError
 from harness.events import EventWriter, parse_line, read_events
-from harness.home import repository
+from harness.home import child_environment
 from harness.job import Job
+from harness.machine import busy_s
 from harness.orphan import die_with_parent
 
 _POLL_S = 0.25
@@ -119,7 +121,7 @@ def command(job_path: Path, nodes: Nodes) -> list[str]:
         *meeting,
         f"--nproc-per-node={nodes.processes_per_node}",
         "--max-restarts=0",
-        "--monitor-interval=0.5",  # its default of 0.1 s costs a twentieth of a core
+        "--monitor-interval=0.2",  # its default of 0.1 s costs a twentieth of a core
         "-m",
         "harness.worker",
         str(job_path),
@@ -127,12 +129,9 @@ def command(job_path: Path, nodes: Nodes) -> list[str]:
 
 
 def worker_environment(job: Job) -> dict[str, str]:
-    """Environment of the ranks: this one, with our modules to be found and a thread count that does not depend on torchrun."""
-    paths = [str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """Environment of the ranks: ours, with a thread count that does not depend on torchrun."""
     return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONDONTWRITEBYTECODE": "1",
+        **child_environment(gpus=job.device == "cuda"),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(job.threads),
         "GOMP_SPINCOUNT": "20000",  # threads that spin for long while they wait make a busy machine several times slower
@@ -167,7 +166,7 @@ class _OtherLoad:
     def __init__(self, pid: int) -> None:
         self._run, self._launcher = psutil.Process(pid), psutil.Process()
         self._begun = self._next = time.monotonic()
-        self._busy_before, self._launcher_before = _busy_s(), _spent_s(self._launcher)
+        self._busy_before, self._launcher_before = busy_s(), _spent_s(self._launcher)
         self._run_s: dict[int, float] = {}  # by process; the last reading stays when one ends
         self._elapsed = self._other = 0.0
 
@@ -184,7 +183,7 @@ class _OtherLoad:
         for process in tree:
             self._run_s[process.pid] = max(_spent_s(process), self._run_s.get(process.pid, 0.0))
         own = sum(self._run_s.values()) + _spent_s(self._launcher) - self._launcher_before
-        self._elapsed, self._other = now - self._begun, _busy_s() - self._busy_before - own
+        self._elapsed, self._other = now - self._begun, busy_s() - self._busy_before - own
 
     def mean_cores(self) -> float | None:
         """Mean over the run so far; None before the second reading."""
@@ -200,20 +199,13 @@ def _spent_s(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-def _busy_s() -> float:
-    """Seconds all processors together have worked since the machine started."""
-    times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-
-
 def _stop(process: subprocess.Popen) -> None:
     """End torchrun and everything it started; they sit in sessions of their own, so the tree is walked."""
     try:
         tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     except psutil.Error:
         tree = []
-    previous = _ignore_interrupts()  # a second Ctrl-C does not leave processes behind
-    try:
+    with _deaf():
         if process.poll() is None:
             process.terminate()
             try:
@@ -227,45 +219,48 @@ def _stop(process: subprocess.Popen) -> None:
             except psutil.Error:
                 continue
         psutil.wait_procs(tree, timeout=_PATIENCE_S)
-    finally:
-        _restore_interrupts(previous)
 
 
-def _ignore_interrupts():
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """A second Ctrl-C, or a scheduler that repeats itself, does not keep us from clearing up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not the main thread
-        return None
-
-
-def _restore_interrupts(previous) -> None:
-    if previous is not None:
-        signal.signal(signal.SIGINT, previous)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _reason(folder: Path, returncode: int) -> dict | None:
-    """Why the run failed, from what the ranks left behind: their own notes, then torchrun's report of signals."""
+    """Why the run failed: a rank that was killed, then the first note that a rank left, then torchrun's last word."""
     notes = []
     for path in sorted(folder.glob("failure-*.json"), key=lambda path: path.stat().st_mtime_ns):
         try:
             notes.append(json.loads(path.read_text(encoding="utf-8")))
         except ValueError:
             continue
-    if notes:
-        return notes[0]
-    if returncode == 0:
+    if returncode == 0 and not notes:
         return None
     text = (folder / "output.log").read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", text, re.DOTALL)
-    if found:
-        rank, code = int(found[1]), int(found[2])
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return {"reason": f"rank {rank} {how}", "rank": rank, "where": str(folder / "output.log"), "fix": _FIX.get(code)}
+    codes = {int(rank): int(code) for rank, code in re.findall(r"rank\s*:\s*(\d+)[^\n]*\n\s*exitcode\s*:\s*(-?\d+)", text)}
+    noted = {note["rank"] for note in notes}
+    for rank, code in codes.items():  # its neighbours only report that it hung up
+        if code < 0 and -code != signal.SIGTERM and rank not in noted:
+            return {"reason": f"rank {rank} was killed by {signal.Signals(-code).name}", "rank": rank, "fix": _FIX.get(code)}
+    if notes:
+        return notes[0]
+    where = str(folder / "output.log")
+    for rank, code in codes.items():
+        return {"reason": f"rank {rank} ended with exit code {code}", "rank": rank, "where": where}
     last = (text.strip().splitlines() or ["no output"])[-1]
-    return {"reason": f"torchrun ended with exit code {returncode}: {last[:300]}", "rank": None, "where": str(folder / "output.log")}
+    return {"reason": f"torchrun ended with exit code {returncode}: {last[:300]}", "rank": None, "where": where}
 
 
-_FIX = {-9: "Was memory short? The system kills the largest process then; try --set micro_batch=..."}
+_FIX = {-signal.SIGKILL: "Was memory short? The system kills the largest process then; try --set micro_batch=..."}
 
 
 def _name_of(error: BaseException) -> str:

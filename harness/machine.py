@@ -139,6 +139,12 @@ def require_torch() -> None:
         raise UserError(f"torch {found} is too old, wanted at least 2.9", fix="pip install -e . -c constraints.txt")
 
 
+def busy_s() -> float:
+    """Seconds that all cores together have worked since the machine started; guests are counted in user and nice already."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - sum(getattr(times, key, 0.0) for key in ("iowait", "guest", "guest_nice"))
+
+
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
@@ -169,6 +175,8 @@ def _nvidia() -> tuple[tuple[Gpu, ...], str | None]:
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             gpus.append(Gpu(name=str(pynvml.nvmlDeviceGetName(handle)), memory_mib=memory.total // 2**20, free_mib=memory.free // 2**20))
         driver = str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:  # some integrated GPUs do not say how much memory they have
+        return (), None
     finally:
         pynvml.nvmlShutdown()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

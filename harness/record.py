@@ -17,6 +17,7 @@ from data.errors import UserError
 from data.shard import file_sha256
 
 SCHEMA_VERSION = 1
+NAME_LENGTH = 200  # characters
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Strict = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -67,7 +68,7 @@ class Record(BaseModel):
     model_config = _Strict
     schema_version: Literal[1]
     rules_version: str = Field(pattern=r"^\d+\.\d+$", description="of the rules that the record was made under")
-    name: str = Field(min_length=1, max_length=200, description="free text")
+    name: str = Field(min_length=1, max_length=NAME_LENGTH, description="free text")
     date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$", description="day of the first run, UTC")
     authors: list[str]
     note: str = Field(description="free text")
@@ -158,8 +159,10 @@ def write_record(folder: Path, record: Record, *, source: Path, events: Sequence
         if folder.exists():
             raise FileExistsError(17, "a record of this name has appeared meanwhile")
         os.rename(partial, folder)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(
             f"the record could not be written: {error.strerror}", where=str(folder), fix="The attempt's folder still holds every run"
         ) from None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from harness.home import repository
+from harness.home import child_environment
 
 _TIMEOUT_S = 120  # importing torch on a cold disk takes most of it
 
@@ -28,21 +27,25 @@ class Resolved:
     recipe_name: str
     recipe: dict[str, Any]  # every field
     parameters: int
+    cuda_devices: int  # GPUs that torch sees
     matmul_gflops: float  # 1024^3 matrix product on this machine's processor in the recipe's precision
 
 
-def resolve_recipe(source: Path, track_id: str, recipe_name: str | None, settings: Sequence[str]) -> Resolved:
+def resolve_recipe(source: Path, track_id: str, recipe_name: str | None, settings: Sequence[str], *, gpus: bool) -> Resolved:
     """Resolve a recipe without importing the trainer here.
+
+    Args:
+        source: the trainer's folder.
+        track_id: of the race.
+        recipe_name: None: the trainer's first for the track.
+        settings: `key=value` changes.
+        gpus: the race is on GPUs; else they are hidden, so that `auto` means the processor.
 
     Raises:
         UserError: whatever is wrong with trainer, recipe or settings.
     """
     command = [sys.executable, "-m", "harness.resolve", str(source), track_id, recipe_name or "", *settings]
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(repository()), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    env = child_environment(gpus=gpus)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=env, check=False)
     except subprocess.TimeoutExpired:
@@ -71,15 +74,29 @@ def _resolve_here(source: Path, track_id: str, recipe_name: str | None, settings
     recipe = apply_settings(preset, settings)
     values = dataclasses.asdict(recipe)
     json.dumps(values, allow_nan=False)
-    with torch.device("meta"):
+    with torch.device("meta"), _no_random_values():
         parameters = sum(parameter.numel() for parameter in train.build_model(recipe).parameters())
     low = values.get("precision") == "bfloat16"
     return Resolved(
         recipe_name=name,
         recipe=values,
         parameters=parameters,
+        cuda_devices=torch.cuda.device_count(),
         matmul_gflops=_matmul_gflops(torch.bfloat16 if low else torch.float32),
     )
+
+
+def _no_random_values() -> Any:
+    """A mode in which tensors are not filled: on meta there is nothing to fill, and asking costs the import of torch's compiler (2.4 s)."""
+    from torch.overrides import TorchFunctionMode
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            if getattr(func, "__name__", "").endswith(("uniform_", "normal_")):
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    return Mode()
 
 
 def _matmul_gflops(dtype: Any) -> float:

@@ -132,6 +132,11 @@ class Track:
     significance: Significance
     data: Dataset
 
+    @property
+    def target_text(self) -> str:
+        """What a final loss must do, `val_loss <= 3.28` or, under the z-rule, `val_loss < 3.28`."""
+        return f"val_loss {'<' if self.significance.test == 'z' else '<='} {self.target_loss:g}"
+
     def definition(self) -> dict[str, Any]:
         """All values as JSON-ready data, patterns spelled out, as a record keeps them."""
         return json.loads(json.dumps(asdict(self)))

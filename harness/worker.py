@@ -49,7 +49,10 @@ def _race(job: Job, rank: int) -> None:
     else:
         torch.set_num_threads(job.threads)
     if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_COLLECTIVE_TIMEOUT)
+        if device.type == "cuda":
+            dist.init_process_group("nccl", timeout=_COLLECTIVE_TIMEOUT, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
     torch.manual_seed(job.seed)
     np.random.seed(job.seed % 2**32)
     random.seed(job.seed)
@@ -108,4 +111,7 @@ def _note_failure(run_folder: Path, rank: int, error: BaseException) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    status = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # an orderly end would wait for ranks that never come, and take torch apart for a second

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,3 +83,23 @@ def run_ranks(tmp_path_factory):
         return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
     return run
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """A function (options) that mounts a tmpfs with these options and returns its folder; skips where that is not allowed."""
+    mounted = []
+
+    def make(options: str) -> Path:
+        folder = tmp_path / f"mounted-{len(mounted)}"
+        folder.mkdir()
+        if os.geteuid() != 0:
+            pytest.skip("only root can mount a file system")
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False).returncode:
+            pytest.skip("this machine does not let root mount a file system")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)

@@ -6,7 +6,6 @@ import errno
 import itertools
 import json
 import os
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -227,16 +226,9 @@ def test_failed_write_leaves_whole_lines_and_a_writer_that_goes_on(path, monkeyp
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(mount):
     """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False).returncode:
-        pytest.skip("this machine does not let root mount a small file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    return mount("size=64k")
 
 
 def test_full_disk_ends_in_a_sentence_and_a_whole_line(small_disk):

@@ -93,6 +93,6 @@ RECIPES = {  # track id -> recipe name -> preset; a track's first recipe is its 
     "fineweb-steps": {"muon": FINEWEB_MUON},
     "pocket": {
         "muon": POCKET_MUON,
-        "adamw": replace(POCKET_MUON, optimizer="adamw", lr=0.006, warmup_steps=10),
+        "adamw": replace(POCKET_MUON, optimizer="adamw", lr=0.004, warmup_steps=10),
     },
 }
