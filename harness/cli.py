@@ -80,8 +80,9 @@ def main() -> None:
         click.echo(f"Error: {error.strerror or error}\n  {error.filename or 'no file named'}", err=True)
         code = 1
     except (click.Abort, KeyboardInterrupt) as error:
+        reason = str(error.__cause__ or error) or "interrupted by Ctrl-C"  # click wraps the interrupt
         click.echo(
-            f"Stopped: {str(error) or 'interrupted by Ctrl-C'}. Nothing is left running; speedrun attempts shows what was done.", err=True
+            f"Stopped: {reason}. Nothing is left running; speedrun attempts shows what was done.", err=True
         )
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

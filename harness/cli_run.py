@@ -116,7 +116,10 @@ def outcome_text(done) -> str:
 
 def program() -> str:
     """How this program was called, so that a printed command can be pasted: after ./run.sh it is not on PATH."""
-    return "speedrun" if shutil.which("speedrun") else relative(Path(sys.argv[0]))
+    called = Path(sys.argv[0])
+    if called.name != "speedrun":
+        return "python -m harness.cli"
+    return "speedrun" if shutil.which("speedrun") else relative(called)
 
 
 def relative(path: Path) -> str:

@@ -195,7 +195,7 @@ def test_loss_axis_leaves_out_the_steep_part(muon, adamw):
     late = frame[frame["step"] >= 40]["val_loss"]
 
     assert frame["val_loss"].min() == 1.779
-    assert 1.84 < low < 1.879
+    assert 1.74 < low < 1.779
     assert late.max() < high < 2.2
     assert frame[frame["step"] == 20]["val_loss"].min() > high - 0.1
     assert frame[frame["step"] == 0]["val_loss"].min() > high + 3
