@@ -81,9 +81,7 @@ def main() -> None:
         code = 1
     except (click.Abort, KeyboardInterrupt) as error:
         reason = str(error.__cause__ or error) or "interrupted by Ctrl-C"  # click wraps the interrupt
-        click.echo(
-            f"Stopped: {reason}. Nothing is left running; speedrun attempts shows what was done.", err=True
-        )
+        click.echo(f"Stopped: {reason}. Nothing is left running; speedrun attempts shows what was done.", err=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
 
