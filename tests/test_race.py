@@ -99,6 +99,7 @@ class Field:
             text=True,
             env=self.environment(),
             cwd=self.folder,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite run in the background has it ignored
         )
 
     def event_files(self) -> list[Path]:
@@ -137,11 +138,17 @@ def field(tmp_path_factory) -> Field:
 
 
 @pytest.fixture(scope="module")
-def record(field) -> Path:
-    """A record of two runs."""
-    done = field.run("--runs", "2", "--seed", "7", "--name", "two", "--author", "ada", "--note", "a note", "--json")
+def raced(field) -> subprocess.CompletedProcess:
+    """A race of two runs that went well, with what it printed."""
+    done = field.run("--runs", "2", "--seed", "7", "--name", "two", "--author", "ada", "--note", "a note")
     assert done.returncode == 0, done.stderr
-    return Path(json.loads(done.stdout)["record"])
+    return done
+
+
+@pytest.fixture(scope="module")
+def record(field, raced) -> Path:
+    """The record of that race."""
+    return next(field.records.glob("tiny/*-two"))
 
 
 def assert_bad_day(field: Field, reason: str) -> None:
@@ -236,13 +243,15 @@ def test_dry_run_starts_nothing(field):
     assert not (field.records / "tiny").joinpath("planned").exists()
 
 
-def test_plain_progress_has_the_fields_form(field):
+def test_plain_progress_has_the_fields_form(raced):
     """On a pipe, progress is printed to stderr in the form that the field's tools read."""
-    done = field.run("--seed", "9", "--name", "plain")
+    assert any(line.startswith("step:3/6 val_loss:") and "step_avg:" in line for line in raced.stderr.splitlines())
 
-    assert any(line.startswith("step:3/6 val_loss:") and "step_avg:" in line for line in done.stderr.splitlines())
-    assert "python -m harness.cli verify records/tiny" in done.stdout
-    assert "python -m harness.cli plot figure1 records/tiny" in done.stdout
+
+def test_race_ends_with_the_commands_that_come_next(raced):
+    """After the verdict stand the record's path and the commands to verify and to plot it."""
+    assert "python -m harness.cli verify records/tiny" in raced.stdout
+    assert "python -m harness.cli plot figure1 records/tiny" in raced.stdout
 
 
 # ---- refused before anything starts ----
