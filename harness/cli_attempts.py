@@ -25,8 +25,8 @@ def attempts(as_json: bool) -> None:
     if not runs:
         click.echo(f"No run has been started on this machine yet ({home.ledger_path()}).")
     for run in runs:
-        loss = f"val_loss {run['val_loss']:.4f}" if run.get("val_loss") is not None else (run.get("reason") or "").splitlines()[0:1]
-        tail = loss if isinstance(loss, str) else " ".join(loss)
+        finished = run["outcome"] == "finished"
+        result = f"val_loss {run['val_loss']:.4f}" if finished else (run.get("reason") or "").partition("\n")[0]
         click.echo(
-            f"{run['at']}  {run['track']:<8} {run['recipe_name']:<8} seed {run['seed']:<11} {run['outcome']:<11} {tail}  {run['attempt']}"
+            f"{run['at']}  {run['track']:<8} {run['recipe_name']:<8} seed {run['seed']:<11} {run['outcome']:<11} {result}  {run['attempt']}"
         )
